@@ -3,6 +3,7 @@ package devidp
 import (
 	"crypto/rand"
 	"encoding/json"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -35,7 +36,8 @@ type Exchange struct {
 	// Only refuses the client's own tokens, by the grant client_credentials. Otherwise a
 	// client that exchanges may have them as well.
 	Only bool
-	// Assertions lets the client request identity assertions for another server (id-jag).
+	// Assertions lets the client request assertions for another server: identity assertions
+	// (id-jag), or JWTs of identity chaining.
 	Assertions bool
 	// AssertionsOf makes the client exchange the identity assertions of another server, by
 	// the grant type jwt-bearer.
@@ -71,21 +73,27 @@ func (s *Server) exchange(client Client, f form) (map[string]any, *oauthError) {
 	if err != nil {
 		return nil, err
 	}
-	if f.Get("requested_token_type") == typeIDJAG {
-		return s.assert(client, subject, audience, scopes), nil
+	if client.Exchange.Assertions {
+		return s.assert(client, subject, audience, scopes, f.Get("requested_token_type")), nil
 	}
 	return s.issueFor(client, subject, actor, audience, scopes), nil
 }
 
-// assert issues an identity assertion
-// (draft-ietf-oauth-identity-assertion-authz-grant section 4.3).
-func (s *Server) assert(client Client, subject *party, audience, scopes []string) map[string]any {
+// assert issues an assertion of a kind: an identity assertion
+// (draft-ietf-oauth-identity-assertion-authz-grant section 4.3), or a JWT
+// (draft-ietf-oauth-identity-chaining section 2.3).
+func (s *Server) assert(client Client, subject *party, audience, scopes []string, kind string) map[string]any {
 	now := time.Now().Unix()
-	assertion := s.MintWith(map[string]any{"typ": "oauth-id-jag+jwt"}, map[string]any{
+	assertion := s.MintWith(map[string]any{"typ": assertionTypes()[kind]}, map[string]any{
 		"iss": s.issuer, "sub": subject.subject, "aud": audience[0], "client_id": client.ID, "jti": rand.Text(),
 		"iat": now, "exp": now + 300, "scope": strings.Join(scopes, " "),
 	})
-	return map[string]any{"access_token": assertion.Reveal(), "issued_token_type": typeIDJAG, "token_type": "N_A", "expires_in": 300}
+	return map[string]any{"access_token": assertion.Reveal(), "issued_token_type": kind, "token_type": "N_A", "expires_in": 300}
+}
+
+// assertionTypes are the types in the headers of assertions, by their kinds.
+func assertionTypes() map[string]string {
+	return map[string]string{typeIDJAG: "oauth-id-jag+jwt", typeJWT: "JWT"}
 }
 
 // asserted returns the content of an identity assertion of another server.
@@ -96,7 +104,7 @@ func (s *Server) asserted(of *Server, assertion string) (*party, *oauthError) {
 		return nil, badRequest(code, "the assertion is not a JWT")
 	}
 	header, err := jose.ParseHeader(compact.Header)
-	if err != nil || header.Type != "oauth-id-jag+jwt" || !of.signed(header, compact) {
+	if err != nil || !slices.Contains(slices.Collect(maps.Values(assertionTypes())), header.Type) || !of.signed(header, compact) {
 		return nil, badRequest(code, "the assertion is not signed by the other server, or is of another type")
 	}
 	claims, err := jose.ParseObject(compact.Payload)
@@ -128,7 +136,10 @@ func (s *Server) subjectOf(client Client, f form) (*party, *oauthError) {
 		return nil, badRequest(code, "subject_token_type is missing")
 	case f.Get("subject_token_type") != typeAccessToken && f.Get("subject_token_type") != typeIDToken:
 		return nil, badRequest(code, "the subject_token_type is not supported")
-	case f.Get("requested_token_type") == typeIDJAG && client.Exchange.Assertions:
+	case client.Exchange.Assertions:
+		if _, ok := assertionTypes()[f.Get("requested_token_type")]; !ok {
+			return nil, badRequest(code, "the requested_token_type is no assertion")
+		}
 	case !slices.Contains([]string{"", typeAccessToken, typeJWT}, f.Get("requested_token_type")):
 		return nil, badRequest(code, "the requested_token_type is not supported")
 	}

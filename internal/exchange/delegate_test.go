@@ -112,6 +112,39 @@ func TestGet_actorFromAFile(t *testing.T) {
 	})
 }
 
+// Identity chaining: the assertion of the first leg is a plain JWT. It is for the other
+// server only, so it is neither kept nor handed out.
+func TestGet_identityChaining(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newLegs(t)
+		var issued, requested []string
+		w.seeing(func(form url.Values) {
+			if assertion := form.Get("assertion"); assertion != "" {
+				issued = append(issued, assertion)
+			} else {
+				requested = append(requested, form.Get("requested_token_type"))
+			}
+		})
+		w.clients = append(w.clients, func(id string, cfg *idp.Config, _ *broker.ClientConfig) {
+			if id == "obo-2" {
+				cfg.Exchange.RequestedTokenType = idp.TypeJWTToken
+			}
+		})
+		a, b := w.add(), w.add()
+		first := w.mustGet(a, "bff", obo(), w.user(nil))
+		if w.text(first, "sub") != "alice" || w.text(first, "iss") != second || w.text(first, "aud") != orders || len(issued) != 1 || issued[0] == first.Token.Value.Reveal() ||
+			len(requested) != 1 || requested[0] != idp.TypeJWTToken {
+			t.Errorf("sub %q of %q for %q, %d assertions, requested %q", w.text(first, "sub"), w.text(first, "iss"), w.text(first, "aud"), len(issued), requested)
+		}
+		if got := w.mustGet(b, "bff", obo(), w.user(nil)); got.Origin != broker.OriginShared || len(issued) != 1 {
+			t.Errorf("by another replica: %v, %d assertions", got.Origin, len(issued))
+		}
+		if _, err := w.get(a, "bff", broker.Ask{Client: "obo-2", Audience: orders}, w.user(nil)); err == nil || err.Reason != apierror.ReasonNotEntitled {
+			t.Errorf("the assertion itself: %v", err)
+		}
+	})
+}
+
 // second is the issuer of the second leg.
 const second = "https://as.example.com"
 
