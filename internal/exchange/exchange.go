@@ -85,13 +85,12 @@ func (j *judge) verify(ctx context.Context) (*verify.Facts, *apierror.Error) {
 
 // requirements are those that any of the caller's grants has of subject tokens.
 func (j *judge) requirements() verify.Request {
-	issuers, audiences := j.caller.SubjectTokens(j.client)
-	ask := verify.Request{Audience: audiences, Issuers: map[string][]string{}, RealAudience: true}
-	for _, issuer := range issuers {
-		ask.Issuers[issuer] = nil
-	}
-	if len(issuers) == 1 {
-		ask.OpaqueIssuer = issuers[0]
+	from := j.caller.SubjectTokens(j.client)
+	ask := verify.Request{Audience: from.Audiences, Issuers: from.Issuers, RealAudience: true}
+	if len(from.Issuers) == 1 {
+		for issuer := range from.Issuers {
+			ask.OpaqueIssuer = issuer
+		}
 	}
 	if j.subject.Type == idp.TypeIDToken {
 		ask.IDTokenOf = j.at.ID()

@@ -1,6 +1,9 @@
 package policy
 
-import "slices"
+import (
+	"maps"
+	"slices"
+)
 
 // ExchangeGrant allows a caller to get tokens of a client on behalf of the subjects of
 // certain tokens. It admits subject and target together: a subject token that one grant
@@ -48,6 +51,7 @@ func (c *Caller) addExchange(grant *ExchangeGrant, clients map[string]Defaults) 
 	target := GetGrant{Client: grant.Client, Audiences: grant.Audiences, Resources: grant.Resources, Scopes: grant.Scopes}
 	from := From{slices.Clone(grant.From.Issuers), slices.Clone(grant.From.Audiences), slices.Clone(grant.From.Scopes)}
 	c.exchange[grant.Client] = append(c.exchange[grant.Client], &exchangeGrant{from, target.resolve(defaults)})
+	c.subjects[grant.Client] = c.subjects[grant.Client].with(from)
 }
 
 // HasExchange reports whether the caller has any exchange grant for the client. Without
@@ -55,17 +59,35 @@ func (c *Caller) addExchange(grant *ExchangeGrant, clients map[string]Defaults) 
 // verified for it.
 func (c *Caller) HasExchange(client string) bool { return c != nil && len(c.exchange[client]) > 0 }
 
-// SubjectTokens returns the issuers and the audiences of the subject tokens that any
-// grant for the client admits. They bound the verification of a subject token; which
-// grant admits it is decided by [Caller.ResolveExchange].
-func (c *Caller) SubjectTokens(client string) (issuers, audiences []string) {
-	if c == nil {
-		return nil, nil
+// SubjectTokens describes the subject tokens that any grant for a client admits. It must
+// not be modified.
+type SubjectTokens struct {
+	// Issuers has the issuers as keys. It is never nil, which would admit every issuer.
+	Issuers map[string][]string
+	// Audiences are sorted.
+	Audiences []string
+}
+
+// with returns the description with the subject tokens of one more grant.
+func (s SubjectTokens) with(from From) SubjectTokens {
+	issuers := maps.Clone(s.Issuers)
+	if issuers == nil {
+		issuers = map[string][]string{}
 	}
-	for _, grant := range c.exchange[client] {
-		issuers, audiences = append(issuers, grant.from.Issuers...), append(audiences, grant.from.Audiences...)
+	for _, issuer := range from.Issuers {
+		issuers[issuer] = nil
 	}
-	return sortedSet(issuers), sortedSet(audiences)
+	return SubjectTokens{issuers, sortedSet(slices.Concat(s.Audiences, from.Audiences))}
+}
+
+// SubjectTokens returns the subject tokens that any grant for the client admits. They bound
+// the verification of a subject token; which grant admits it is decided by
+// [Caller.ResolveExchange].
+func (c *Caller) SubjectTokens(client string) SubjectTokens {
+	if c == nil || c.subjects[client].Issuers == nil {
+		return SubjectTokens{Issuers: map[string][]string{}}
+	}
+	return c.subjects[client]
 }
 
 // AdmitsSubject reports whether any grant for the client admits the subject token, whatever

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
@@ -88,11 +90,14 @@ func TestExchangeGrants_areApartFromGetGrants(t *testing.T) {
 	if _, ok := caller.ResolveExchange(policy.Request{Client: "plain", Scopes: []string{"read"}}, user); ok {
 		t.Error("an exchange by a client that does not exchange")
 	}
-	issuers, audiences := caller.SubjectTokens("obo")
-	if !slices.Equal(issuers, []string{login, "urn:other"}) || !slices.Equal(audiences, []string{bff, "urn:admin"}) {
-		t.Errorf("subject tokens of %v for %v", issuers, audiences)
+	want := policy.SubjectTokens{Issuers: map[string][]string{login: nil, "urn:other": nil}, Audiences: []string{bff, "urn:admin"}}
+	if diff := cmp.Diff(want, caller.SubjectTokens("obo")); diff != "" {
+		t.Errorf("subject tokens: %s", diff)
 	}
 	var nobody *policy.Caller
+	if nobody.SubjectTokens("obo").Issuers == nil || caller.SubjectTokens("plain").Issuers == nil {
+		t.Error("no grant admits the tokens of every issuer")
+	}
 	if _, ok := nobody.ResolveExchange(policy.Request{Client: "obo"}, user); ok || nobody.HasExchange("obo") || nobody.MayReceiveExchanged(policy.Request{Client: "obo"}, user, nil) {
 		t.Error("an unidentified caller may exchange")
 	}

@@ -177,6 +177,8 @@ type Caller struct {
 	get    map[string][]*getGrant
 	// exchange has the grants by client.
 	exchange map[string][]*exchangeGrant
+	// subjects has the subject tokens that these grants admit, by client.
+	subjects map[string]SubjectTokens
 	verify   map[string][]string // audiences by issuer; nil means any
 	admin    map[Action]*scope
 	self     bool
@@ -191,7 +193,7 @@ func Self() *Caller {
 func newCaller(cfg CallerConfig, all *Config) *Caller {
 	c := &Caller{
 		name: cfg.Name, id: unique.Make(cfg.Name), limits: cfg.Limits,
-		get: map[string][]*getGrant{}, exchange: map[string][]*exchangeGrant{}, verify: map[string][]string{}, admin: map[Action]*scope{},
+		get: map[string][]*getGrant{}, exchange: map[string][]*exchangeGrant{}, subjects: map[string]SubjectTokens{}, verify: map[string][]string{}, admin: map[Action]*scope{},
 	}
 	for _, name := range cfg.Roles {
 		role := all.Roles[name]
