@@ -96,9 +96,9 @@ const (
 	BFF      = "https://bff.example.com"
 )
 
-// The callers of NewExchanging besides Shop: Gate is a gateway that may exchange the tokens
-// that it verifies if they have the scope read, and may have tokens of client orders. Egress may only have tokens of client
-// orders.
+// Egress is a caller of NewExchanging that may only have tokens of client orders. The caller
+// Gate, a gateway, may have them too, and exchange tokens with the scope read that it
+// verifies.
 const Egress = "egress"
 
 // NewExchanging is New with the client OnBehalf.

@@ -23,7 +23,7 @@ const leaksMade = "made"
 // made is leaksMade at the IdP, which reads the keys where the broker publishes them.
 func (l *leaks) made() devidp.Client {
 	return devidp.Client{ID: leaksMade, Auth: devidp.AuthPrivateKeyJWT, Audiences: []string{"api"}, KeysAt: func() ([]byte, error) {
-		response, err := http.Get(l.publicKeys) //nolint:noctx // a test
+		response, err := http.Get(l.publicKeys)
 		if err != nil {
 			return nil, err
 		}
