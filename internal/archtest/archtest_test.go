@@ -19,10 +19,10 @@ const module = "github.com/cezzis/tokenbroker/"
 var levels = [][]string{
 	{"internal/address", "internal/apierror", "internal/cache", "internal/redact", "internal/escape", "internal/tracing", "internal/yamlconf", "gen/tokenbroker/v1"},
 	{"internal/audit", "internal/token", "internal/secret", "internal/jose", "internal/discovery", "internal/certs", "internal/devca", "client"},
-	{"internal/policy", "internal/idp", "internal/tokenerror", "internal/tokenkeys", "internal/urlcheck", "internal/verify/jwks", "internal/store", "internal/devidp"},
+	{"internal/policy", "internal/idp", "internal/tokenerror", "internal/tokenkeys", "internal/secretsource", "internal/urlcheck", "internal/verify/jwks", "internal/store", "internal/devidp"},
 	{"internal/authz", "internal/backoff", "internal/fleet", "internal/verify", "internal/store/boltstore", "internal/store/redisinfo", "internal/store/sealed"},
 	{"internal/caller", "internal/credential", "internal/epoch", "internal/revocation", "internal/statuspage", "internal/tokenmetrics", "internal/store/redisstore"},
-	{"internal/lease", "internal/delegate"},
+	{"internal/lease", "internal/delegate", "internal/feed"},
 	{"internal/broker", "internal/clientkeys"},
 	{"internal/exchange", "internal/rotation"},
 	{"internal/server", "internal/gateway"},
@@ -58,7 +58,7 @@ type wall struct {
 
 var (
 	apis    = []string{"internal/caller", "internal/server", "internal/extauthz", "internal/traceexport", "internal/app", "client", "client/brokertest", "cmd/broker", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "examples/grpcservice"}
-	metered = []string{"internal/audit", "internal/clientkeys", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/store", "internal/credential", "internal/revocation", "internal/fleet", "internal/broker", "internal/caller", "internal/tokenmetrics", "internal/server", "internal/httpapi", "internal/storage", "internal/traceexport", "internal/app"}
+	metered = []string{"internal/audit", "internal/clientkeys", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/store", "internal/credential", "internal/feed", "internal/revocation", "internal/fleet", "internal/broker", "internal/caller", "internal/tokenmetrics", "internal/server", "internal/httpapi", "internal/storage", "internal/traceexport", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
 	httpUsers = []string{"internal/clientkeys", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/discovery", "internal/devidp", "internal/gateway", "internal/gatewayconf", "internal/httpapi", "internal/extauthz", "internal/statuspage", "internal/traceexport", "internal/app", "internal/doctor", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}

@@ -35,6 +35,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/revocation"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/secretsource"
 	"github.com/cezzis/tokenbroker/internal/store"
 	"github.com/cezzis/tokenbroker/internal/tokenkeys"
 	"github.com/cezzis/tokenbroker/internal/tokenmetrics"
@@ -124,6 +125,9 @@ type ClientConfig struct {
 	Managed bool
 	// Made configures the key that the broker makes; Managed is then true.
 	Made credential.Made
+	// Supplied is where another program keeps the secret, instead of operators; Managed is
+	// then true. Nil: operators supply it.
+	Supplied *secretsource.Source
 	// CheckSecret returns an error for a secret of the wrong form for this client.
 	// Nil: any text is accepted.
 	CheckSecret func(value redact.String) error
@@ -262,8 +266,8 @@ func (b *Broker) newClient(cfg ClientConfig) *client {
 	c.keys = tokenkeys.Of(b.mac, c.name, c.idp.Fingerprint())
 	c.counters = &epoch.Counters{Store: b.store, EpochKey: c.keys.Epoch, FenceKey: c.keys.Fences}
 	c.secrets = b.secrets.New(credential.Config{
-		Client: c.name, IdP: c.idp, Source: cfg.Secret, Managed: cfg.Managed, Made: cfg.Made, Check: cfg.CheckSecret,
-		Keys:        credential.Keys{History: c.keys.Secrets, Proof: c.keys.Proof, Refusals: c.keys.Refusals, Making: c.keys.Making},
+		Client: c.name, IdP: c.idp, Source: cfg.Secret, Managed: cfg.Managed, Made: cfg.Made, Supplied: cfg.Supplied, Check: cfg.CheckSecret,
+		Keys:        credential.Keys{History: c.keys.Secrets, Proof: c.keys.Proof, Refusals: c.keys.Refusals, Making: c.keys.Making, Supply: c.keys.Supply},
 		ProvesByUse: cfg.Exchange.ProvesByUse,
 		Prove:       func(ctx context.Context, v *credential.Version) *apierror.Error { return b.prove(ctx, c, v) },
 		DropTokens: func(ctx context.Context) *apierror.Error {
@@ -355,7 +359,7 @@ func (b *Broker) Rejudge() { b.applied.Fire() }
 
 // is reports whether a client has this configuration.
 func (c *client) is(cfg ClientConfig) bool {
-	return c.idp == cfg.IdP && c.exchange == cfg.Exchange && c.secrets.Source == cfg.Secret && c.secrets.Managed == cfg.Managed && c.secrets.Made == cfg.Made && c.own.Audience == cfg.Audience &&
+	return c.idp == cfg.IdP && c.exchange == cfg.Exchange && c.secrets.Source == cfg.Secret && c.secrets.Managed == cfg.Managed && c.secrets.Made == cfg.Made && c.secrets.Supplied == cfg.Supplied && c.own.Audience == cfg.Audience &&
 		slices.Equal(c.own.Resources, cfg.Resources) && slices.Equal(c.own.Scopes, idp.CanonicalScopes(cfg.Scopes))
 }
 
@@ -397,6 +401,11 @@ func (b *Broker) Secrets(name string) *credential.Set {
 // MadeKeys returns the credentials whose keys the broker makes.
 func (b *Broker) MadeKeys() []*credential.Set {
 	return slices.DeleteFunc(b.keptSecrets(), func(s *credential.Set) bool { return !s.Made.Makes() })
+}
+
+// Supplied returns the secrets that the broker reads from where other programs keep them.
+func (b *Broker) Supplied() []*credential.Set {
+	return slices.DeleteFunc(b.keptSecrets(), func(s *credential.Set) bool { return s.Supplied == nil })
 }
 
 // Credentials returns the secret of a client. The error says that the caller may not

@@ -35,6 +35,9 @@ func (s *Set) NoSecret() *apierror.Error {
 	case s.Made.Makes():
 		code, retry = apierror.Unavailable, time.Second
 		return say(apierror.ReasonKeyNotReady, "its first key is not in use yet: the broker makes it, and uses it as soon as %s shows it and the IdP accepts it; see `broker key list %s`", s.Made.URL, s.Client)
+	case s.Supplied != nil:
+		code, retry = apierror.Unavailable, time.Second
+		return say(apierror.ReasonNoSecret, "its secret was not read from %s yet: `broker status` shows a failure of the source", s.Supplied.Name)
 	default:
 		return say(apierror.ReasonNoSecret, "it has no secret yet: add one with `broker secret rotate %s`", s.Client)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/redact"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/secretsource"
 	"github.com/cezzis/tokenbroker/internal/store"
 )
 
@@ -31,6 +32,9 @@ type Config struct {
 	// Made configures the key that the broker makes and rotates; Managed is then true.
 	// Zero: the broker makes no key.
 	Made Made
+	// Supplied is where another program keeps the secret, instead of operators: see
+	// [Set.Supply]. Managed is then true. Nil: operators supply it.
+	Supplied *secretsource.Source
 	// Check returns an error for a secret of the wrong form. Nil: any text is accepted.
 	Check func(value redact.String) error
 	// Keys are the keys of the store for the state of this Set.
@@ -70,6 +74,8 @@ type Keys struct {
 	Refusals func(version string) string
 	// Making is the key of the lease of the replica that makes and publishes the key.
 	Making string
+	// Supply is the key of the lease of the replica that reads Supplied.
+	Supply string
 }
 
 // Set holds the versions of one client's secret.

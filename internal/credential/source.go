@@ -83,7 +83,7 @@ func (s *Set) proveAndActivate(ctx context.Context, v *Version) {
 // wantedNow returns the version to prove now, or nil.
 func (s *Set) wantedNow() *Version {
 	v := s.View().Pending
-	if s.Source == nil || s.ProvesByUse || v == nil || v.unfit != nil || v.refused.Load().Active(time.Now()) {
+	if s.Source == nil && s.Supplied == nil || s.ProvesByUse || v == nil || v.unfit != nil || v.refused.Load().Active(time.Now()) {
 		return nil
 	}
 	return v

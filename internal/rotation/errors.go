@@ -84,6 +84,17 @@ func notManaged(s *credential.Set) *apierror.Error {
 	return told
 }
 
+// suppliedElsewhere is the error for a change of a secret that the broker reads from where
+// another program keeps it. A change here would last until the next read.
+func suppliedElsewhere(s *credential.Set) *apierror.Error {
+	return &apierror.Error{
+		Code: apierror.FailedPrecondition, Reason: apierror.ReasonSecretNotManaged,
+		Metadata: map[string]string{"client": s.Client, "secret": s.Supplied.Name},
+		Message: fmt.Sprintf("client %q has its secret in %s: change it there; the broker reads it every %v, proves it, and goes on with the old one until then",
+			s.Client, s.Supplied.Name, s.Supplied.Every),
+	}
+}
+
 // provenByUse is the error for a compromised secret of a client that cannot prove the new
 // one at once: the old one would be wiped before it is known that the new one works.
 func provenByUse(s *credential.Set) *apierror.Error {

@@ -64,6 +64,9 @@ func (r *Rotator) managed(caller *policy.Caller, action policy.Action, client st
 	if !secrets.Managed {
 		return nil, notManaged(secrets)
 	}
+	if secrets.Supplied != nil && action != policy.RetireSecret && action != policy.ExportSecret {
+		return nil, suppliedElsewhere(secrets)
+	}
 	return secrets, nil
 }
 

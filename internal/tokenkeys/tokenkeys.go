@@ -26,6 +26,7 @@ type Client struct {
 	Probe       string // lease of the fetch that tries an unproven secret
 	LastFailure string // the last failure, for operators
 	Making      string // lease of the replica that makes and publishes the client's key
+	Supply      string // lease of the replica that reads the source of its secret
 }
 
 // Of returns the keys of the client with this name and this fingerprint of its
@@ -44,6 +45,7 @@ func Of(mac secret.MAC, name string, fingerprint [sha256.Size]byte) Client {
 		Probe:       tag + config + ":probe",
 		LastFailure: tag + config + ":failed",
 		Making:      tag + "making",
+		Supply:      tag + "supply",
 	}
 }
 
