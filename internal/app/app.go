@@ -315,6 +315,7 @@ func (a *App) begin() {
 	a.running.Go(func() { a.parts.storage.PollRing(a.background, a.log) })
 	a.running.Go(func() { a.parts.broker.Run(a.background) })
 	a.running.Go(func() { a.parts.keys.Run(a.background) })
+	a.running.Go(func() { a.parts.feeder.Run(a.background) })
 	a.running.Go(func() { a.status.run(a.background) })
 	if a.listen.certs != nil {
 		a.running.Go(func() { a.listen.certs.Poll(a.background, a.certsChanged) })

@@ -160,7 +160,8 @@ func TestMetricsAreDocumented(t *testing.T) {
 	redis := redistest.Start(t, redistest.Options{})
 	files := redistest.NewCertificates(t)
 	mutual := fmt.Sprintf("  mutual: {issuer: %q, client_id: abc, auth: tls_client_auth, tls: {ca: %q, cert: %q, key: %q}}\n"+
-		"  made: {issuer: %q, client_id: def, auth: private_key_jwt, key: {url: \"https://keys.example.com/jwks.json\"}}\nissuers:", idpIssuer, files.ClientCert, files.ClientCert, files.ClientKey, idpIssuer)
+		"  made: {issuer: %q, client_id: def, auth: private_key_jwt, key: {url: \"https://keys.example.com/jwks.json\"}}\n"+
+		"  printed: {issuer: %[1]q, client_id: abc, secret: {exec: {command: [/bin/echo, value]}}}\nissuers:", idpIssuer, files.ClientCert, files.ClientCert, files.ClientKey, idpIssuer)
 	pki := newPKI(t)
 	config := strings.NewReplacer("listen: {", "listen: {http: \"127.0.0.1:0\", "+pki.config()+", ", "issuers:", mutual).Replace(sampleText(t, 1)) +
 		fmt.Sprintf("store: {redis: {addresses: [%q]}, sealing_keys: %q}\naudit: {file: /dev/null}\ntracing: {endpoint: \"http://127.0.0.1:1\"}\n", redis.Addr(), "file:"+ring)
@@ -180,7 +181,10 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = c.Verify(t.Context(), token.AccessToken()) // whatever it says is counted
-	_, served = read(t, "http://"+broker.OpsAddr()+"/metrics")
+	for _, served = read(t, "http://"+broker.OpsAddr()+"/metrics"); !strings.Contains(served, "\ntokenbroker_secret_source_read_timestamp_seconds{"); {
+		time.Sleep(10 * time.Millisecond) // the source is read in the background
+		_, served = read(t, "http://"+broker.OpsAddr()+"/metrics")
+	}
 	names := map[string]bool{}
 	for _, line := range regexp.MustCompile(`(?m)^# TYPE ((?:tokenbroker|grpc)_\w+) `).FindAllStringSubmatch(served, -1) {
 		names[line[1]] = true

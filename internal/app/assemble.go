@@ -25,6 +25,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/config"
 	"github.com/cezzis/tokenbroker/internal/delegate"
 	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/feed"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/redact"
@@ -40,6 +41,7 @@ type parts struct {
 	storage *storage.Storage
 	broker  *broker.Broker
 	keys    *clientkeys.Keys
+	feeder  *feed.Feeder
 	setup   atomic.Pointer[setup]
 	observers
 }
@@ -134,6 +136,7 @@ func (p *parts) fill(first *setup) (err error) {
 	})
 	if err == nil {
 		p.keys = p.makeKeys()
+		p.feeder = feed.New(feed.Config{Sets: p.broker.Supplied, Store: p.storage.Store, Logger: p.log, Registerer: p.registerer})
 	}
 	return err
 }
@@ -282,14 +285,19 @@ func (s *setup) client(name string, config *config.Config) (broker.ClientConfig,
 	if !cfg.NeedsSecret() {
 		return client, nil
 	}
+	if cfg.Secret.Supplied() {
+		client.Managed = true
+		client.Supplied, err = s.supplied(name, &cfg, old.Supplied)
+		return client, err
+	}
 	if cfg.Key != nil {
 		client.Made = s.made(config, name)
 	}
 	if client.Managed = cfg.Managed(); client.Managed {
 		return client, nil
 	}
-	if client.Secret = old.Secret; client.Secret == nil || client.Secret.Ref() != cfg.Secret {
-		if client.Secret, err = s.storage.OpenSecret(cfg.Secret); err != nil {
+	if client.Secret = old.Secret; client.Secret == nil || client.Secret.Ref() != cfg.Secret.Ref {
+		if client.Secret, err = s.storage.OpenSecret(cfg.Secret.Ref); err != nil {
 			return broker.ClientConfig{}, fmt.Errorf("secret: %w", err)
 		}
 	}

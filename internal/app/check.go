@@ -34,7 +34,8 @@ type Probe struct {
 	aside  *storage.Storage // Redis, if it can be tried although the store cannot be opened
 	// alone is assembled over a store of its own. Its requests for tokens reach the IdP
 	// although the fleet has tokens, and leave nothing in the fleet's store.
-	alone *parts
+	alone   *parts
+	sources sourceReads
 	// Unusable are the parts of the configuration that cannot be assembled. The rest can
 	// be tried.
 	Unusable []PartError
@@ -178,7 +179,7 @@ func (p *Probe) Clients() (names []string) {
 // the store.
 func (p *Probe) HasClient(name string) bool {
 	client, ok := p.parts.setup.Load().named(name)
-	return ok && (!client.Managed || p.parts.storage.KeepsSecrets)
+	return ok && (!client.Managed || client.Supplied != nil || p.parts.storage.KeepsSecrets)
 }
 
 // Issuers returns the indexes in the configuration of the issuers that can be tried.
@@ -222,6 +223,11 @@ func (p *Probe) TokenEndpoint(ctx context.Context, client string) (string, error
 // fleet: fetched is false if the fleet has the token, so that the IdP was not called.
 func (p *Probe) Token(ctx context.Context, client string, scopes []string) (tok *token.Token, fetched bool, err error) {
 	parts := p.alone
+	if p.HasSource(client) {
+		if _, err := p.ReadSource(ctx, client); err != nil {
+			return nil, false, err
+		}
+	}
 	if configured := p.config.Clients[client]; configured.Managed() {
 		parts = p.parts
 	}

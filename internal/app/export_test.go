@@ -49,5 +49,8 @@ func (a *App) OpenBackup(client string, backup []byte) ([]byte, error) {
 	return a.parts.storage.Rings.Current().OpenBackup(client, backup)
 }
 
+// Broker makes the decisions of the App.
+func (a *App) Broker() *broker.Broker { return a.parts.broker }
+
 // CloseOps breaks the ops listener.
 func (a *App) CloseOps() { _ = a.listen.ops.Close() }

@@ -12,6 +12,9 @@ import (
 )
 
 // Clients whose secrets operators bring.
+// leaksPrinted is a client whose secret a command prints.
+const leaksPrinted = "printed"
+
 const leaksManaged, leaksManagedEcho, leaksManagedPanic = "managed", "managed-echo", "managed-panic"
 
 // leaksManagedClients are the audiences that they ask for: these say what the IdP

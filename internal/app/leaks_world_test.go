@@ -295,6 +295,12 @@ func (l *leaks) config(redisAddress, redisTLS, password string) string {
 	for name, audience := range leaksManagedClients() {
 		fmt.Fprintf(&text, "  %s: {token_url: %q, client_id: %s, secret: managed, audience: %s}\n", name, l.issuer+devidp.TokenPath, name, audience)
 	}
+	printed := l.file(leaksPrinted, l.secrets["secret of "+leaksPrinted][0])
+	for name, command := range map[string]string{
+		leaksPrinted: "[/bin/cat, " + printed + "]", "printed-badly": "[/bin/sh, -c, 'cat " + printed + "; cat " + printed + " >&2; exit 3']",
+	} {
+		fmt.Fprintf(&text, "  %s: {token_url: %q, client_id: %s, secret: {exec: {command: %s}}, audience: %[3]s}\n", name, l.issuer+devidp.TokenPath, leaksPrinted, command)
+	}
 	fmt.Fprintf(&text, "  %s: {token_url: %q, client_id: %s, secret: %q, audience: %s, exchange: {actor: client}}\n",
 		leaksBehalf, l.issuer+devidp.TokenPath, leaksBehalf, "file:"+l.file(leaksBehalf, l.secrets["secret of "+leaksBehalf][0]), leaksBehalf)
 	fmt.Fprintf(&text, "  %s: {token_url: %q, client_id: %s, auth: private_key_jwt, key: {algorithm: ES256}, audience: api}\n", leaksMade, l.issuer+devidp.TokenPath, leaksMade)
@@ -408,6 +414,8 @@ func startLeaks(t *testing.T) *leaks {
 		})
 	}
 	registered = append(registered, devidp.Client{
+		ID: leaksPrinted, Secrets: []redact.String{redact.New(l.secret("secret of " + leaksPrinted))}, Audiences: []string{leaksPrinted},
+	}, devidp.Client{
 		ID: leaksBehalf, Secrets: []redact.String{redact.New(l.secret("secret of " + leaksBehalf))}, Audiences: []string{leaksBehalf},
 		Exchange: &devidp.Exchange{SubjectAudiences: []string{"bff"}, RequireActor: true},
 	})

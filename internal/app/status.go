@@ -103,7 +103,11 @@ func (s *statusSource) record() fleet.Record {
 		})
 	}
 	for i := range clients {
-		r.Clients = append(r.Clients, s.client(&clients[i], now))
+		one := s.client(&clients[i], now)
+		if client, ok := setup.named(clients[i].Name); ok && client.Supplied != nil {
+			one.SourceFailing = parts.feeder.FailingSince(client.Supplied)
+		}
+		r.Clients = append(r.Clients, one)
 	}
 	return r
 }

@@ -18,6 +18,13 @@ func client(keys ...string) string {
 		indented(keys)
 }
 
+const noSource = "5: clients.a.secret: expected file:PATH, env:NAME, managed, or a mapping with exec; never the secret itself"
+
+// supplied is a file of five lines with this secret in line 5.
+func supplied(secret string) string {
+	return "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: abc\n    secret: " + secret + "\n"
+}
+
 // issuer is a good file of three lines with one issuer; the keys that are added
 // to it begin in line 4.
 func issuer(keys ...string) string {
@@ -256,6 +263,17 @@ func badConfigs() []badConfig {
 		{"raw_basic with a colon", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a:b\n    raw_basic: true\n    secret: env:A\n", "5: clients.a.raw_basic: the client_id contains a colon, and the IdP would read the rest as the secret: remove raw_basic, or change auth", false},
 		{"managed in memory", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a\n    secret: managed\n", "5: clients.a.secret: a managed secret is kept in the store, and the memory store loses it at exit: give store.bolt or store.redis, or the secret as file:PATH", false},
 		{"a managed password of Redis", redis("addresses: [redis:6379]", "password: managed"), "9: store.redis.password: managed is for the secrets of clients only: give file:PATH or env:NAME", true},
+		{"secret of no source", supplied("{}"), noSource, true},
+		{"secret of an unknown source", supplied("{exce: {command: [/bin/x]}}"), noSource, true},
+		{"exec as text", supplied("{exec: /bin/x}"), "5: clients.a.secret.exec: expected a mapping, found text", true},
+		{"exec as a reference", supplied("exec:/bin/x"), "5: clients.a.secret: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
+		{"exec without a command", supplied("{exec: {every: 1m}}"), "5: clients.a.secret.exec: command is missing", true},
+		{"exec of nothing", supplied("{exec: {command: []}}"), "5: clients.a.secret.exec.command: the list is empty: give at least one", true},
+		{"exec of a line", supplied("{exec: {command: /bin/x y}}"), "5: clients.a.secret.exec.command: expected a list such as [a, b], found text", true},
+		{"exec by PATH", supplied("{exec: {command: [aws, secretsmanager]}}"), "5: clients.a.secret.exec.command[0]: expected an absolute path such as /usr/local/bin/print-secret: the broker searches no PATH, and no shell reads the command", false},
+		{"exec too often", supplied("{exec: {command: [/bin/x], every: 1s}}"), "5: clients.a.secret.exec.every: must be from 10s to 24h", false},
+		{"exec for too long", supplied("{exec: {command: [/bin/x], timeout: 2m}}"), "5: clients.a.secret.exec.timeout: must be from 1s to 1m", false},
+		{"exec with a value", supplied("{exec: {command: [/bin/x], environment: [A=b]}}"), "5: clients.a.secret.exec.environment[0]: expected the name of a variable, without its value", false},
 		{"managed by another name", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a\n    secret: manged\n", "5: clients.a.secret: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
 		{"the same issuer twice", issuer() + "  - audiences: [a]\n    issuer: https://login.example.com\n", "5: issuers[1].issuer: the same issuer as in line 2: an issuer has one entry, merge the two", false},
 		{"max_stale under refresh_interval", issuer("refresh_interval: 10m", "max_stale: 5m"), "5: issuers[0].max_stale: must not be shorter than refresh_interval, which is 10m", false},

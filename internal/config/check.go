@@ -27,6 +27,7 @@ func checkConfig(c *Config, findings *yamlconf.Findings) {
 		checkClient(&client, yamlconf.Join("clients", name), findings)
 		checkManaged(c, &client, yamlconf.Join("clients", name), findings)
 		checkKey(c, &client, yamlconf.Join("clients", name), findings)
+		client.Secret.check(yamlconf.Join(yamlconf.Join("clients", name), "secret"), findings)
 	}
 	checkLegs(c, findings)
 	checkIssuers(c, findings)

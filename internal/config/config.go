@@ -169,11 +169,12 @@ type Client struct {
 	// The client identifier that the IdP issued.
 	ClientID string `yaml:"client_id" jsonschema:"required,minLength=1,maxLength=512"`
 	// The location of the client secret: file:PATH (a file, or a directory with the files current
-	// and previous; read again when it changes), env:NAME, or managed: set with "broker secret
-	// rotate" and kept in the store. Never the secret itself. With private_key_jwt and the grant
-	// jwt-bearer the secret is the private key, in PEM or as a JWK, or a Google service account's
-	// file. Required unless the auth method needs no secret.
-	Secret secret.Ref `yaml:"secret"`
+	// and previous; read again when it changes), env:NAME, managed: set with "broker secret
+	// rotate" and kept in the store, or a mapping with the secret manager that it is read from.
+	// Never the secret itself. With private_key_jwt and the grant jwt-bearer the secret is the
+	// private key, in PEM or as a JWK, or a Google service account's file. Required unless the auth
+	// method needs no secret.
+	Secret ClientSecret `yaml:"secret"`
 	// With private_key_jwt: the broker makes the private key, publishes its public part and rotates
 	// it, in place of secret. Needs bolt or redis.
 	Key *Key `yaml:"key"`

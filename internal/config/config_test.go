@@ -27,6 +27,12 @@ func ref(t *testing.T, text string) secret.Ref {
 	return r
 }
 
+// secretAt is the secret of a client, by reference.
+func secretAt(t *testing.T, text string) config.ClientSecret {
+	t.Helper()
+	return config.ClientSecret{Ref: ref(t, text)}
+}
+
 // diff compares configurations by what they say.
 func diff(want, got *config.Config) string {
 	return cmp.Diff(want, got, cmp.Comparer(func(a, b secret.Ref) bool { return a == b }), cmpopts.IgnoreFields(config.Config{}, "Digest"), cmpopts.IgnoreUnexported(config.Config{}))
@@ -74,7 +80,7 @@ func TestAbsentKeysHaveTheirDefaults(t *testing.T) {
 	want.Clients = map[string]config.Client{"orders-api": {
 		Issuer:          "https://login.example.com",
 		ClientID:        "abc",
-		Secret:          ref(t, "env:ORDERS_SECRET"),
+		Secret:          secretAt(t, "env:ORDERS_SECRET"),
 		Auth:            "client_secret_basic",
 		GrantType:       "client_credentials",
 		DefaultLifetime: 5 * time.Minute,
@@ -150,7 +156,7 @@ func TestEachKeyIsRead(t *testing.T) {
 			"orders-api": {
 				Issuer:          "https://login.example.com",
 				ClientID:        "abc",
-				Secret:          ref(t, "file:/run/secrets/orders"),
+				Secret:          secretAt(t, "file:/run/secrets/orders"),
 				Auth:            "client_secret_post",
 				GrantType:       "account_credentials",
 				Audience:        "https://orders.example.com",
@@ -163,7 +169,7 @@ func TestEachKeyIsRead(t *testing.T) {
 			"legacy.v2": {
 				TokenURL:        "http://login.internal/token",
 				ClientID:        "def",
-				Secret:          ref(t, "env:LEGACY_SECRET"),
+				Secret:          secretAt(t, "env:LEGACY_SECRET"),
 				Auth:            "client_secret_basic",
 				GrantType:       "client_credentials",
 				RawBasic:        true,
@@ -175,7 +181,7 @@ func TestEachKeyIsRead(t *testing.T) {
 			"signing": {
 				Issuer:    "https://login.example.com",
 				ClientID:  "ghi",
-				Secret:    ref(t, "file:/run/secrets/signing.pem"),
+				Secret:    secretAt(t, "file:/run/secrets/signing.pem"),
 				Auth:      "private_key_jwt",
 				GrantType: "client_credentials",
 				Assertion: config.Assertion{
@@ -186,7 +192,7 @@ func TestEachKeyIsRead(t *testing.T) {
 			"bearer": {
 				TokenURL:        "https://login.example.com/token",
 				ClientID:        "jkl",
-				Secret:          ref(t, "file:/run/secrets/bearer.json"),
+				Secret:          secretAt(t, "file:/run/secrets/bearer.json"),
 				Auth:            "none",
 				GrantType:       "urn:ietf:params:oauth:grant-type:jwt-bearer",
 				Assertion:       config.Assertion{Audience: "https://login.example.com", Subject: "user@example.com"},
@@ -212,10 +218,20 @@ func TestEachKeyIsRead(t *testing.T) {
 				Preset:          "entra",
 				Issuer:          "https://login.microsoftonline.com/72f988bf-86f1-41af-91ab-2d7cd011db47/v2.0",
 				ClientID:        "stu",
-				Secret:          ref(t, "file:/run/secrets/known"),
+				Secret:          secretAt(t, "file:/run/secrets/known"),
 				Auth:            "client_secret_post",
 				GrantType:       "client_credentials",
 				Assertion:       config.Assertion{Audience: "token_endpoint", Algorithm: "PS256", Typ: "JWT"},
+				DefaultLifetime: 5 * time.Minute,
+			},
+			"printed": {
+				Issuer:   "https://login.example.com",
+				ClientID: "vwx",
+				Secret: config.ClientSecret{Exec: &config.ExecSource{
+					Command: []string{"/usr/local/bin/print-secret", "orders"}, Every: time.Minute, Timeout: 30 * time.Second, Environment: []string{"PATH", "HOME"},
+				}},
+				Auth:            "client_secret_basic",
+				GrantType:       "client_credentials",
 				DefaultLifetime: 5 * time.Minute,
 			},
 		},
@@ -403,7 +419,7 @@ func TestTenThousandClients(t *testing.T) {
 		want := config.Client{
 			Issuer:          fmt.Sprintf("https://login-%d.example.com", i%20),
 			ClientID:        fmt.Sprintf("id-%d", i),
-			Secret:          ref(t, fmt.Sprintf("file:/run/secrets/client-%d", i)),
+			Secret:          secretAt(t, fmt.Sprintf("file:/run/secrets/client-%d", i)),
 			Auth:            "client_secret_basic",
 			GrantType:       "client_credentials",
 			Audience:        "https://orders.example.com",
@@ -411,7 +427,7 @@ func TestTenThousandClients(t *testing.T) {
 			DefaultLifetime: 5 * time.Minute,
 		}
 		got := cfg.Clients[fmt.Sprintf("client-%d", i)]
-		if i%500 == 0 || got.ClientID != want.ClientID || got.Secret != want.Secret {
+		if i%500 == 0 || got.ClientID != want.ClientID || got.Secret.Ref != want.Secret.Ref {
 			if d := cmp.Diff(want, got, cmp.Comparer(func(a, b secret.Ref) bool { return a == b })); d != "" {
 				t.Fatalf("client-%d (-want +got):\n%s", i, d)
 			}

@@ -42,7 +42,7 @@ func (c *Config) secretFiles() []namedFile {
 	add("store.bolt", c.Store.Bolt)
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client, key := c.Clients[name], yamlconf.Join("clients", name)
-		addRef(yamlconf.Join(key, "secret"), client.Secret)
+		addRef(yamlconf.Join(key, "secret"), client.Secret.Ref)
 		add(yamlconf.Join(yamlconf.Join(key, "assertion"), "file"), client.Assertion.File)
 		add(yamlconf.Join(key, "exchange.actor"), client.Exchange.ActorFile())
 		if client.TLS != nil {

@@ -23,6 +23,7 @@ func fileFormat() yamlconf.Format {
 		Types: map[reflect.Type]func(n yamlconf.Node, v reflect.Value){
 			reflect.TypeFor[ClaimPath]():    decodeClaimPath,
 			reflect.TypeFor[secret.Ref]():   decodeReference,
+			reflect.TypeFor[ClientSecret](): decodeClientSecret,
 			reflect.TypeFor[Listener]():     decodeListener,
 			reflect.TypeFor[HTTPListener](): decodeListener,
 		},

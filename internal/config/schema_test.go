@@ -94,9 +94,10 @@ func refine(s *jsonschema.Schema) {
 	params, _ := client.Properties.Get("params")
 	params.PropertyNames = &jsonschema.Schema{Type: "string", Pattern: yamlconf.NamePattern, Not: reserved}
 
-	// Only a client's secret may be managed.
+	// Only a client's secret may be managed, or have a source that is read at intervals.
 	managed, _ := s.Definitions["Client"].Properties.Get("secret")
-	managed.Pattern = "^((file|env):.+|managed)$"
+	managed.AnyOf = []*jsonschema.Schema{{Type: "string", Pattern: "^((file|env):.+|managed)$"}, {Ref: managed.Ref}}
+	managed.Ref = ""
 	audience, _ := s.Definitions["Assertion"].Properties.Get("audience")
 	audience.Pattern = "^(issuer|token_endpoint|.*:.*)$"
 	// Some presets know the token endpoint.

@@ -68,6 +68,12 @@ func (d *doctor) client(name string) {
 		endpoint, err := r.probe.TokenEndpoint(ctx, name)
 		r.fail(fleet.IdPDown, err, "Check issuer, and the network and proxies on the way to the IdP, or set token_url.", endpoint)
 	})
+	if d.probe.HasSource(name) {
+		d.add("clients."+name+": secret", append(slices.Clone(at), "secret"), func(ctx context.Context, r *result) {
+			found, err := r.probe.ReadSource(ctx, name)
+			r.fail(fleet.SourceFailing, err, "Run the command by hand as the user of the broker, or check Vault and the broker's login there.", found)
+		})
+	}
 	if d.Mint && d.probe.HasClient(name) {
 		d.add("clients."+name+": token", at, func(ctx context.Context, r *result) { r.mint(ctx, name) })
 	}

@@ -275,8 +275,8 @@ func (c collector) Collect(out chan<- prometheus.Metric) {
 	defer c.feeder.mu.Unlock()
 	for _, set := range sets {
 		s := c.feeder.states[set.Supplied]
-		if s == nil {
-			continue
+		if s == nil { // a counter begins at 0
+			s = &state{}
 		}
 		out <- prometheus.MustNewConstMetric(readsDesc, prometheus.CounterValue, float64(s.read), set.Client, "ok")
 		out <- prometheus.MustNewConstMetric(readsDesc, prometheus.CounterValue, float64(s.failed), set.Client, "failed")

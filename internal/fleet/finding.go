@@ -61,6 +61,7 @@ const (
 	SecretFallback = "secret-fallback"
 	SecretPending  = "secret-pending"
 	SecretsDiffer  = "secrets-differ"
+	SourceFailing  = "secret-source-failing"
 
 	RingDiffers       = "ring-differs"
 	RingRollout       = "ring-rollout"
@@ -134,6 +135,7 @@ var rules = map[string]rule{
 	SecretFallback: {Warning, "The IdP refuses the current version: rotate again, or roll back, before the version in use ends."},
 	SecretPending:  {Warning, "Activate the pending version, or retire it."},
 	SecretsDiffer:  {Warning, "Check that the replica named can read the store."},
+	SourceFailing:  {Warning, "Check the command, or Vault and the broker's login there: the log of that replica names the error. The value read before stays in use."},
 
 	RingDiffers:       {Critical, "Give all replicas the same file of sealing keys, and start those again that had another."},
 	RingRollout:       {Warning, "Give all replicas the same file of sealing keys before the next change of it: the broker reads the file without a restart."},

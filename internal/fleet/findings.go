@@ -214,6 +214,9 @@ func (f *findings) ofClient(m member, c *Client, outages map[outage]int) {
 	case c.State == ClientFailing && !f.succeeded[c.Name].After(c.Failed.Add(-m.clock)):
 		f.ofFetch(m, c, outages)
 	}
+	if !c.SourceFailing.IsZero() {
+		f.addf(SourceFailing, c.Name, m, c.SourceFailing, "The secret of client %s cannot be read from its source", c.Name)
+	}
 	if !f.outdated(c) {
 		f.ofSecret(m, c)
 	}

@@ -133,6 +133,7 @@ func faults() []fault {
 		{"new secret refused", func(w *world) {
 			w.b().Clients[0].Pending, w.b().Clients[0].PendingRefused = ago(time.Minute), ago(time.Second)
 		}, fleet.SecretInvalid, "The IdP refuses the new secret of client", ago(time.Minute)},
+		{"source fails", func(w *world) { w.b().Clients[0].SourceFailing = ago(3 * time.Minute) }, fleet.SourceFailing, "The secret of client orders cannot be read from its source", ago(3 * time.Minute)},
 		{"pending", func(w *world) { w.b().Clients[0].Pending = ago(61 * time.Minute) }, fleet.SecretPending, "pending for 61m", ago(61 * time.Minute)},
 		{"secrets differ", func(w *world) { w.b().Clients[0].Generation = 1 }, fleet.SecretsDiffer, "client orders has not reached b", ago(time.Hour)},
 		{"other ring: unopened", func(w *world) { w.view.Members[1] = fleet.Member{Presence: fleet.Sealed} }, fleet.RingDiffers, "1 replica writes its status with sealing keys that this replica does not have", now},

@@ -180,6 +180,9 @@ type Client struct {
 	Pending time.Time `json:"pending,omitzero"`
 	// PendingRefused is when the IdP last refused that version.
 	PendingRefused time.Time `json:"pending_refused,omitzero"`
+	// SourceFailing is since when the place where another program keeps the secret cannot be
+	// read.
+	SourceFailing time.Time `json:"source_failing,omitzero"`
 }
 
 // Certificate is a certificate with its validity.
@@ -245,7 +248,7 @@ func troubledFirst(a, b Client) int {
 
 // troubled reports whether a finding may be about the client.
 func (c *Client) troubled() bool {
-	return c.State > ClientOK || !c.Fallback.IsZero() || !c.Pending.IsZero()
+	return c.State > ClientOK || !c.Fallback.IsZero() || !c.Pending.IsZero() || !c.SourceFailing.IsZero()
 }
 
 // Decode reads a record that Encode wrote, of this version of the broker or of another.

@@ -177,6 +177,20 @@ func (n Node) unexpected(expected string) {
 // IsMapping reports whether the node is a mapping.
 func (n Node) IsMapping() bool { return n.yaml.Kind == yaml.MappingNode }
 
+// HasOnly reports whether the node is a mapping with at least one key and no other keys than
+// these.
+func (n Node) HasOnly(keys ...string) bool {
+	if !n.IsMapping() || len(n.yaml.Content) == 0 {
+		return false
+	}
+	for i := 0; i < len(n.yaml.Content); i += 2 {
+		if !slices.Contains(keys, n.yaml.Content[i].Value) {
+			return false
+		}
+	}
+	return true
+}
+
 // IsList reports whether the node is a list.
 func (n Node) IsList() bool { return n.yaml.Kind == yaml.SequenceNode }
 
