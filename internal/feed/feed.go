@@ -168,7 +168,7 @@ func (f *Feeder) try(ctx context.Context, set *credential.Set, s *state) time.Du
 	if waits {
 		return min(source.Every, waitPause)
 	}
-	return source.Every - mathrand.N(source.Every/20+1) // replicas and sources spread
+	return source.Every - mathrand.N(source.Every/20+1) //nolint:gosec // it spreads the reads of several sources
 }
 
 // hold claims or renews the lease of a source.

@@ -47,14 +47,14 @@ func (e *Exec) Read(ctx context.Context) (Value, error) {
 	defer stop(nil)
 	out, stderr := &output{full: func() { stop(errTooLong) }}, new(counter)
 	defer out.clear()
-	cmd := exec.CommandContext(ctx, path, e.Command[1:]...)
+	cmd := exec.CommandContext(ctx, path, e.Command[1:]...) //nolint:gosec // the operator configures it
 	cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr, cmd.WaitDelay = "/", e.environment(), out, stderr, outputGrace
 	inOwnGroup(cmd)
 	if err := cmd.Run(); err != nil {
 		if cmd.Process != nil {
 			killGroup(cmd) // processes that it started may still run
 		}
-		return Value{}, fmt.Errorf("%s: %w%s", path, failure(ctx, cmd, err), stderr.hint())
+		return Value{}, fmt.Errorf("%s: %w%s", path, failure(ctx, err), stderr.hint())
 	}
 	value := secret.TrimLineEnd(out.data)
 	if len(value) == 0 {
@@ -75,7 +75,7 @@ func (e *Exec) environment() []string {
 }
 
 // failure returns the reason why a command failed.
-func failure(ctx context.Context, cmd *exec.Cmd, err error) error {
+func failure(ctx context.Context, err error) error {
 	exit, exited := errors.AsType[*exec.ExitError](err)
 	switch {
 	case ctx.Err() != nil:

@@ -177,7 +177,7 @@ func TestExecRefusesFilesOfOthers(t *testing.T) {
 		}, "may be written by other users"},
 		"directory of a symlink": {func(path string) string {
 			open := filepath.Join(filepath.Dir(path), "open")
-			if err := os.Mkdir(open, 0o755); err != nil {
+			if err := os.Mkdir(open, 0o700); err != nil {
 				t.Fatal(err)
 			}
 			chmod(open, 0o777)
@@ -217,7 +217,7 @@ func TestExecRefusesFilesOfAnotherUser(t *testing.T) {
 
 func TestExecReportsAFileThatIsNoProgram(t *testing.T) {
 	path := script(t, `echo value`)
-	if err := os.WriteFile(path, []byte("not a program"), 0o755); err != nil { //nolint:gosec // a command is executable
+	if err := os.WriteFile(path, []byte("not a program"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	e := &secretsource.Exec{Command: []string{path}, Timeout: 30 * time.Second}
