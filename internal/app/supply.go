@@ -1,6 +1,7 @@
 package app
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -16,6 +17,13 @@ import (
 // supplied returns the source of a client's secret: the one from before, if its
 // configuration did not change, because it has a lease and a status.
 func (s *setup) supplied(name string, cfg *config.Client, old *secretsource.Source) (*secretsource.Source, error) {
+	if v := cfg.Secret.Vault; v != nil && v.CA != "" && s.trusting[v.CA] == nil {
+		network, err := s.network.WithAuthorities(v.CA)
+		if err != nil {
+			return nil, fmt.Errorf("secret.vault.ca: %w", err)
+		}
+		s.trusting[v.CA] = network
+	}
 	if before := s.before.config.Clients[name]; old != nil && reflect.DeepEqual(before.Secret, cfg.Secret) {
 		return old, nil
 	}
@@ -25,9 +33,19 @@ func (s *setup) supplied(name string, cfg *config.Client, old *secretsource.Sour
 	}
 	digest := sha256.Sum256(encoded)
 	source := &secretsource.Source{Name: cfg.Secret.String(), Digest: hex.EncodeToString(digest[:8])}
-	e := cfg.Secret.Exec
-	source.Every, source.Timeout = e.Every, e.Timeout
-	source.Reader = &secretsource.Exec{Command: e.Command, Timeout: e.Timeout, Environment: e.Environment}
+	if e := cfg.Secret.Exec; e != nil {
+		source.Every, source.Timeout = e.Every, e.Timeout
+		source.Reader = &secretsource.Exec{Command: e.Command, Timeout: e.Timeout, Environment: e.Environment}
+		return source, nil
+	}
+	v := cfg.Secret.Vault
+	source.Every, source.Timeout = v.Every, v.Timeout
+	source.Reader = secretsource.NewVault(secretsource.VaultConfig{
+		Address: v.Address, Namespace: v.Namespace, Mount: v.Mount, Path: v.Path, Field: v.Field,
+		Auth: secretsource.VaultAuth(v.Auth), AuthMount: cmp.Or(v.AuthMount, v.Auth), Role: v.Role,
+		Credential: v.Credential(), RoleID: v.RoleID, Every: v.Every,
+		HTTP: s.networkOf(v.CA).ClientFor(v.Address, true), // the operator configures the address
+	})
 	return source, nil
 }
 

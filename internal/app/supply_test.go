@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -109,3 +111,111 @@ func awaitText(t *testing.T, text func() string, part string) {
 		time.Sleep(50 * time.Millisecond)
 	}
 }
+
+// vaultServer imitates the documented HTTP API of Vault and OpenBao as far as this test needs
+// it. Its tokens work for a few uses only, as if they expired early.
+type vaultServer struct {
+	mu      sync.Mutex
+	value   string
+	version int
+	sealed  bool
+	logins  int
+	uses    int // left for the token of the last login
+}
+
+func (v *vaultServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case v.sealed:
+		w.WriteHeader(http.StatusServiceUnavailable)
+	case r.URL.Path == "/v1/auth/token_of_test/login":
+		v.logins++
+		v.uses = 2
+		fmt.Fprintf(w, `{"auth":{"client_token":"vault-token-%d","lease_duration":3600,"renewable":true}}`, v.logins)
+	case r.Header.Get("X-Vault-Token") != fmt.Sprintf("vault-token-%d", v.logins) || v.uses == 0:
+		w.WriteHeader(http.StatusForbidden)
+	default:
+		v.uses--
+		fmt.Fprintf(w, `{"data":{"data":{"password":%q},"metadata":{"version":%d,"deletion_time":"","destroyed":false}}}`, v.value, v.version)
+	}
+}
+
+func (v *vaultServer) has(value string, version int, sealed bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.value, v.version, v.sealed = value, version, sealed
+}
+
+// While callers get tokens, the secret in Vault gets new versions, tokens of Vault end, and
+// Vault is sealed for a while: no call fails.
+func TestVaultChangesUnderLoad(t *testing.T) {
+	vault := &vaultServer{value: "right", version: 1}
+	server := httptest.NewServer(vault)
+	defer server.Close()
+	jwt := filepath.Join(t.TempDir(), "jwt")
+	testkit.WriteFile(t, jwt, "a-jwt\n")
+	text := strings.Replace(sampleText(t, 1), "issuers:", fmt.Sprintf(
+		"  kept: {issuer: %q, client_id: abc, audience: \"https://orders.example.com\", secret: {vault: {address: %q, path: orders, field: password, auth: jwt, auth_mount: token_of_test, role: broker, jwt_file: %q, every: 10s}}}\nissuers:",
+		idpIssuer, server.URL, jwt), 1)
+	idp, log := devIDP(t), new(lockedBuffer)
+	idp.SetSecrets("abc", redact.New("right"), redact.New("second"), redact.New("third"))
+	idp.SetLifetime(10 * time.Second)
+	// Only Vault is on the network.
+	transport := roundTripperFunc(func(r *http.Request) (*http.Response, error) {
+		if "http://"+r.URL.Host == server.URL {
+			return http.DefaultTransport.RoundTrip(r)
+		}
+		return idp.RoundTripper().RoundTrip(r)
+	})
+	served, err := app.New(parsed(t, text), app.Options{Logger: slog.New(slog.NewJSONHandler(log, nil)), Transport: transport})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- served.Run(ctx) }()
+	defer func() { stop(); <-ended }()
+	ask := func() error {
+		_, err := served.Broker().Get(t.Context(), policy.Self(), broker.Ask{Client: "kept"})
+		return err
+	}
+	current := func() string {
+		if err := ask(); err != nil {
+			return err.Error()
+		}
+		status, err := served.Broker().Client(t.Context(), policy.Self(), "kept")
+		if err != nil {
+			return err.Error()
+		}
+		return status.Versions[0].State.String() + " by " + status.Versions[0].CreatedBy
+	}
+	awaitText(t, current, "current by vault:secret/orders#password, version 1")
+	loaded, endLoad := context.WithCancel(context.Background())
+	var load sync.WaitGroup
+	load.Go(func() {
+		for loaded.Err() == nil {
+			if err := ask(); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+	vault.has("second", 2, false)
+	awaitText(t, current, "current by vault:secret/orders#password, version 2")
+	vault.has("third", 3, true)
+	awaitText(t, log.String, "Vault is sealed or in maintenance (HTTP 503)")
+	vault.has("third", 3, false)
+	awaitText(t, current, "current by vault:secret/orders#password, version 3")
+	endLoad()
+	load.Wait()
+	for _, value := range []string{"second", "third", "vault-token", "a-jwt"} {
+		if strings.Contains(log.String(), value) {
+			t.Errorf("the log has %q", value)
+		}
+	}
+}
+
+type roundTripperFunc func(*http.Request) (*http.Response, error)
+
+func (f roundTripperFunc) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }

@@ -61,7 +61,7 @@ var (
 	metered = []string{"internal/audit", "internal/clientkeys", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/store", "internal/credential", "internal/feed", "internal/revocation", "internal/fleet", "internal/broker", "internal/caller", "internal/tokenmetrics", "internal/server", "internal/httpapi", "internal/storage", "internal/traceexport", "internal/app"}
 	// The first three ask others over HTTP; the rest serve it, or know what its statuses
 	// and headers mean, are made for those who do, or are for tests.
-	httpUsers = []string{"internal/clientkeys", "internal/idp", "internal/verify", "internal/verify/jwks", "internal/discovery", "internal/devidp", "internal/gateway", "internal/gatewayconf", "internal/httpapi", "internal/extauthz", "internal/statuspage", "internal/traceexport", "internal/app", "internal/doctor", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}
+	httpUsers = []string{"internal/clientkeys", "internal/idp", "internal/secretsource", "internal/verify", "internal/verify/jwks", "internal/discovery", "internal/devidp", "internal/gateway", "internal/gatewayconf", "internal/httpapi", "internal/extauthz", "internal/statuspage", "internal/traceexport", "internal/app", "internal/doctor", "cmd/broker", "client", "client/brokertest", "examples/httpservice", "internal/bench", "internal/e2e/deploy", "internal/e2e/edge", "internal/e2e/fleet", "internal/e2e/harness", "internal/redistest"}
 
 	walls = []wall{
 		{around: "github.com/lestrrat-go", allow: []string{"internal/jose"}},

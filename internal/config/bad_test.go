@@ -18,7 +18,7 @@ func client(keys ...string) string {
 		indented(keys)
 }
 
-const noSource = "5: clients.a.secret: expected file:PATH, env:NAME, managed, or a mapping with exec; never the secret itself"
+const noSource = "5: clients.a.secret: expected file:PATH, env:NAME, managed, or a mapping with exec or vault; never the secret itself"
 
 // supplied is a file of five lines with this secret in line 5.
 func supplied(secret string) string {
@@ -274,6 +274,15 @@ func badConfigs() []badConfig {
 		{"exec too often", supplied("{exec: {command: [/bin/x], every: 1s}}"), "5: clients.a.secret.exec.every: must be from 10s to 24h", false},
 		{"exec for too long", supplied("{exec: {command: [/bin/x], timeout: 2m}}"), "5: clients.a.secret.exec.timeout: must be from 1s to 1m", false},
 		{"exec with a value", supplied("{exec: {command: [/bin/x], environment: [A=b]}}"), "5: clients.a.secret.exec.environment[0]: expected the name of a variable, without its value", false},
+		{"exec and vault", supplied("{exec: {command: [/bin/x]}, vault: {address: 'https://v', path: a, field: b, role: r}}"), "5: clients.a.secret: exec and vault exclude each other: give one of them", true},
+		{"vault without a path", supplied("{vault: {address: 'https://v', field: b, role: r}}"), "5: clients.a.secret.vault: path is missing", true},
+		{"vault without a role", supplied("{vault: {address: 'https://v', path: a, field: b}}"), "5: clients.a.secret.vault: role is missing: auth: kubernetes needs it", false},
+		{"vault over http", supplied("{vault: {address: 'http://vault:8200', path: a, field: b, role: r}}"), "5: clients.a.secret.vault.address: http:// beyond loopback would send the login and the secret unencrypted: use https://", false},
+		{"vault with data", supplied("{vault: {address: 'https://v', path: data/a, field: b, role: r}}"), "5: clients.a.secret.vault.path: give it without data/, which the broker adds", false},
+		{"vault by jwt", supplied("{vault: {address: 'https://v', path: a, field: b, role: r, auth: jwt}}"), "5: clients.a.secret.vault: jwt_file is missing: auth: jwt needs it", false},
+		{"vault with a literal secret_id", supplied("{vault: {address: 'https://v', path: a, field: b, auth: approle, role_id: 'env:A', secret_id: abc}}"), "5: clients.a.secret.vault.secret_id: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
+		{"vault with another login", supplied("{vault: {address: 'https://v', path: a, field: b, role: r, token_file: /t}}"), "5: clients.a.secret.vault.token_file: is not used with auth: kubernetes: remove it, or change auth", false},
+		{"vault by ldap", supplied("{vault: {address: 'https://v', path: a, field: b, role: r, auth: ldap}}"), "5: clients.a.secret.vault.auth: expected kubernetes, jwt, approle or token_file", true},
 		{"managed by another name", "clients:\n  a:\n    issuer: https://login.example.com\n    client_id: a\n    secret: manged\n", "5: clients.a.secret: a secret is given by reference: file:PATH or env:NAME, never as a literal", true},
 		{"the same issuer twice", issuer() + "  - audiences: [a]\n    issuer: https://login.example.com\n", "5: issuers[1].issuer: the same issuer as in line 2: an issuer has one entry, merge the two", false},
 		{"max_stale under refresh_interval", issuer("refresh_interval: 10m", "max_stale: 5m"), "5: issuers[0].max_stale: must not be shorter than refresh_interval, which is 10m", false},

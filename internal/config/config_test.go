@@ -224,6 +224,17 @@ func TestEachKeyIsRead(t *testing.T) {
 				Assertion:       config.Assertion{Audience: "token_endpoint", Algorithm: "PS256", Typ: "JWT"},
 				DefaultLifetime: 5 * time.Minute,
 			},
+			"vaulted": {
+				Issuer:   "https://login.example.com",
+				ClientID: "yz",
+				Secret: config.ClientSecret{Vault: &config.VaultSource{
+					Address: "https://vault.example.com:8200", Namespace: "team", CA: "/etc/tokenbroker/vault-ca.crt", Mount: "kv", Path: "apps/orders", Field: "client_secret",
+					Auth: "approle", AuthMount: "ci/approle", RoleID: ref(t, "env:ROLE_ID"), SecretID: ref(t, "file:/run/secrets/secret-id"), Every: time.Minute, Timeout: 5 * time.Second,
+				}},
+				Auth:            "client_secret_basic",
+				GrantType:       "client_credentials",
+				DefaultLifetime: 5 * time.Minute,
+			},
 			"printed": {
 				Issuer:   "https://login.example.com",
 				ClientID: "vwx",

@@ -43,6 +43,13 @@ func (c *Config) secretFiles() []namedFile {
 	for _, name := range slices.Sorted(maps.Keys(c.Clients)) {
 		client, key := c.Clients[name], yamlconf.Join("clients", name)
 		addRef(yamlconf.Join(key, "secret"), client.Secret.Ref)
+		if v := client.Secret.Vault; v != nil {
+			in := yamlconf.Join(key, "secret.vault")
+			add(yamlconf.Join(in, "jwt_file"), v.JWTFile)
+			add(yamlconf.Join(in, "token_file"), v.TokenFile)
+			addRef(yamlconf.Join(in, "role_id"), v.RoleID)
+			addRef(yamlconf.Join(in, "secret_id"), v.SecretID)
+		}
 		add(yamlconf.Join(yamlconf.Join(key, "assertion"), "file"), client.Assertion.File)
 		add(yamlconf.Join(key, "exchange.actor"), client.Exchange.ActorFile())
 		if client.TLS != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/secret"
+	"github.com/cezzis/tokenbroker/internal/secretsource"
 	"github.com/cezzis/tokenbroker/internal/yamlconf"
 )
 
@@ -56,6 +57,8 @@ func valuesOf(list string) []string {
 		return []string{"access_token", "id_token"}
 	case "undecided":
 		return slices.Sorted(maps.Keys(gatewayconf.Undecided()))
+	case "vault_auths":
+		return yamlconf.Texts(secretsource.VaultAuths())
 	case "verifications":
 		return slices.Sorted(maps.Keys(Verifications()))
 	default:
