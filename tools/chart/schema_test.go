@@ -48,7 +48,11 @@ func TestSchemaHasTheKeysOfTheBroker(t *testing.T) {
 		delete(member(broker, "$defs", "Server", "properties"), key)
 	}
 	// The container has no environment variables with secrets.
-	secret := member(broker, "$defs", "Client", "properties", "secret")
+	forms, _ := member(broker, "$defs", "Client", "properties", "secret")["anyOf"].([]any)
+	if len(forms) == 0 {
+		t.Fatal("a client's secret has no forms")
+	}
+	secret, _ := forms[0].(schema)
 	if secret["pattern"] != "^((file|env):.+|managed)$" {
 		t.Fatalf("the pattern of a client's secret is another: %v", secret["pattern"])
 	}
