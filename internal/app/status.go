@@ -102,10 +102,15 @@ func (s *statusSource) record() fleet.Record {
 			Name: fleet.Name(one.Issuer), Keys: one.Keys, Loaded: one.LoadedAt, MaxStale: one.MaxStale, Failure: causeOfKeys(one.Err),
 		})
 	}
+	delays := parts.keys.Delays(now)
 	for i := range clients {
 		one := s.client(&clients[i], now)
 		if client, ok := setup.named(clients[i].Name); ok && client.Supplied != nil {
 			one.SourceFailing = parts.feeder.FailingSince(client.Supplied)
+		}
+		key, made := delays[clients[i].Name]
+		if one.Key = key; made {
+			one.Pending, one.PendingRefused = time.Time{}, time.Time{}
 		}
 		r.Clients = append(r.Clients, one)
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/broker"
 	"github.com/cezzis/tokenbroker/internal/clientkeys"
 	"github.com/cezzis/tokenbroker/internal/credential"
+	"github.com/cezzis/tokenbroker/internal/fleet"
 	"github.com/cezzis/tokenbroker/internal/policy"
 	"github.com/cezzis/tokenbroker/internal/rotation"
 	"github.com/cezzis/tokenbroker/internal/secret"
@@ -132,8 +133,15 @@ func TestKeys_hiddenDocument(t *testing.T) {
 		if !strings.Contains(problems, "keys.example.com") || len(status.Keys) != 2 || !status.Keys[0].ShownAt.IsZero() {
 			t.Errorf("%+v", status)
 		}
+		late := w.late(r)
+		if !late.Overdue(time.Now()) || late.Obstacle != fleet.KeyNotShown || !late.Due.Equal(r.history().Versions[0].Since) {
+			t.Errorf("delay while the URL does not show the key: %+v", late)
+		}
 		w.hidden.Store(false)
 		time.Sleep(10 * time.Minute)
+		if late := w.late(r); late != nil {
+			t.Errorf("delay while the key is published: %+v", late)
+		}
 		if got := r.states(); got != "pending current" {
 			t.Errorf("used before publish_before: %s", got)
 		}
@@ -151,6 +159,31 @@ func TestKeys_hiddenDocument(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		if got := r.states(); got != "current" || len(kidsOf(t, r.serve())) != 1 {
 			t.Errorf("keys after twice publish_before: %s, %v", got, kidsOf(t, r.serve()))
+		}
+		w.check()
+	})
+}
+
+// A key that the IdP does not accept is overdue from the time at which it may be used.
+func TestKeys_notAccepted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, slow, 1000*time.Hour) // the IdP never reads the document again
+		r := w.start()
+		w.ready()
+		since := r.history().Versions[0].Since
+		due := since.Add(slow.RotateEvery)
+		time.Sleep(time.Until(due.Add(-time.Minute)))
+		if late := w.late(r); late != nil {
+			t.Errorf("delay before the key is due: %+v", late)
+		}
+		time.Sleep(10 * time.Minute)
+		if late := w.late(r); late == nil || late.Overdue(time.Now()) {
+			t.Errorf("delay of ten minutes: %+v", late)
+		}
+		time.Sleep(time.Hour)
+		late := w.late(r)
+		if !late.Overdue(time.Now()) || late.Obstacle != fleet.KeyNotAccepted || late.Due.Sub(due).Abs() > time.Minute {
+			t.Errorf("delay while the IdP refuses the key: %+v, due %v", late, due)
 		}
 		w.check()
 	})

@@ -6,11 +6,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/cezzis/tokenbroker/internal/credential"
+	"github.com/cezzis/tokenbroker/internal/fleet"
 	"github.com/cezzis/tokenbroker/internal/secret"
 )
-
-// tolerance is how late a step may be before the metrics report it.
-const tolerance = 10 * time.Minute
 
 // Status describes the keys of a client for operators.
 type Status struct {
@@ -64,28 +62,52 @@ func (k *Keys) Status(set *credential.Set) Status {
 	return s
 }
 
-// overdue reports whether the key in use should have been replaced.
-func overdue(h secret.History, m credential.Made, now time.Time) bool {
-	due := stageDue(h, m)
-	if due.IsZero() {
-		pending, staged := h.In(secret.Pending)
-		return staged && now.After(pending.Since.Add(tolerance))
+// Delays returns the delay of each client's key, by client. It is nil for a client of whose
+// key no step is due.
+func (k *Keys) Delays(now time.Time) map[string]*fleet.Key {
+	all := map[string]*fleet.Key{}
+	for _, set := range k.cfg.Sets() {
+		all[set.Client] = delay(set, now)
 	}
-	return now.After(due.Add(m.PublishBefore + tolerance))
+	return all
 }
 
-// hidden reports whether the URL does not show a staged key that it should show.
-func hidden(h secret.History, now time.Time) bool {
-	pending, staged := h.In(secret.Pending)
-	return staged && pending.Publication.ShownAt.IsZero() && now.After(pending.Since.Add(tolerance))
+// delay returns the delay of a client's key. Nil: no step is due, as far as is known.
+func delay(set *credential.Set, now time.Time) *fleet.Key {
+	due, obstacle := obstacleOf(set)
+	if due.IsZero() || now.Before(due) {
+		return nil
+	}
+	return &fleet.Key{Due: due, PublishBefore: set.Made.PublishBefore, Obstacle: obstacle}
+}
+
+// obstacleOf returns what the next key waits for, and since when it is or will be late. Zero:
+// it cannot be late.
+func obstacleOf(set *credential.Set) (due time.Time, obstacle fleet.Obstacle) {
+	u := set.View()
+	pending, staged := u.History.In(secret.Pending)
+	switch {
+	case !u.Loaded, staged && pending.Publication.Key == "":
+		return time.Time{}, fleet.UnknownObstacle
+	case !staged:
+		return stageDue(u.History, set.Made), fleet.KeyNotMade
+	case pending.Publication.ShownAt.IsZero():
+		return pending.Since, fleet.KeyNotShown
+	case !pending.Publication.Usable:
+		return usableFrom(pending, u.History, set.Made), fleet.KeyNotShown
+	case set.ProvesByUse && (u.Pending == nil || u.Pending.Refusal() == nil):
+		return time.Time{}, fleet.KeyNotAccepted // it waits for the next user
+	default:
+		return usableFrom(pending, u.History, set.Made), fleet.KeyNotAccepted
+	}
 }
 
 //nolint:gochecknoglobals // descriptors are constants that Go cannot express as such
 var (
 	overdueDesc = prometheus.NewDesc("tokenbroker_key_overdue",
-		"1 while a client should already sign with a newer key that the broker makes, but does not, else 0.", []string{"client"}, nil)
+		"1 while a step of a key that the broker makes is late, so that the key in use cannot be replaced, else 0.", []string{"client"}, nil)
 	hiddenDesc = prometheus.NewDesc("tokenbroker_key_not_shown",
-		"1 while the document at the URL of a client's public keys has lacked a new key for more than ten minutes, else 0.", []string{"client"}, nil)
+		"1 while it is late because the document at the URL of the client's public keys lacks the new key, else 0.", []string{"client"}, nil)
 )
 
 type collector struct{ keys *Keys }
@@ -98,11 +120,13 @@ func (collector) Describe(out chan<- *prometheus.Desc) {
 func (c collector) Collect(out chan<- prometheus.Metric) {
 	now := time.Now()
 	for _, set := range c.keys.cfg.Sets() {
-		u := set.View()
-		if !u.Loaded {
+		if !set.View().Loaded {
 			continue
 		}
-		for desc, is := range map[*prometheus.Desc]bool{overdueDesc: overdue(u.History, set.Made, now), hiddenDesc: hidden(u.History, now)} {
+		late := delay(set, now)
+		overdue := late.Overdue(now)
+		hidden := overdue && late.Obstacle == fleet.KeyNotShown
+		for desc, is := range map[*prometheus.Desc]bool{overdueDesc: overdue, hiddenDesc: hidden} {
 			value := 0.0
 			if is {
 				value = 1

@@ -25,6 +25,7 @@ import (
 	"github.com/cezzis/tokenbroker/internal/credential"
 	"github.com/cezzis/tokenbroker/internal/devidp"
 	"github.com/cezzis/tokenbroker/internal/discovery"
+	"github.com/cezzis/tokenbroker/internal/fleet"
 	"github.com/cezzis/tokenbroker/internal/idp"
 	"github.com/cezzis/tokenbroker/internal/jose"
 	"github.com/cezzis/tokenbroker/internal/policy"
@@ -275,6 +276,11 @@ func (w *world) check() {
 
 // history is the one that a replica knows.
 func (r *replica) history() secret.History { return r.Secrets("orders").View().History }
+
+// late is the delay of the key that a replica reports.
+func (w *world) late(r *replica) *fleet.Key {
+	return r.keys.Delays(time.Now())["orders"]
+}
 
 // states is a history in short, newest first.
 func (r *replica) states() string {

@@ -24,6 +24,7 @@ func TestDocumentedThresholdsMatch(t *testing.T) {
 		fleet.VersionsDiffer:       {fleet.VersionSettle},
 		fleet.SecretsDiffer:        {fleet.SecretsSettle},
 		fleet.SecretPending:        {fleet.PendingLimit},
+		fleet.KeyOverdue:           {fleet.KeyLimit},
 		fleet.ClockDiffers:         {fleet.ClockLimit},
 		fleet.RevocationsNotLoaded: {fleet.StartGrace},
 		fleet.KeysUnusable:         {fleet.StartGrace},

@@ -50,10 +50,11 @@ var (
 		"", "unknown", "unreachable", "throttled", "secret_refused", "request_refused", "misconfigured",
 		"read_only", "out_of_memory", "disk_failed", "few_replicas", "no_rights",
 	}
-	stateNames  = [clientStates]string{"unknown", "idle", "ok", "failing", "refused", "throttled", "no_secret"}
-	kindNames   = [storeKinds]string{"unknown", "memory", "bolt", "redis"}
-	answerNames = [answers]string{"unknown", "yes", "no"}
-	useNames    = [certificateUses]string{"unknown", "listener", "callers_ca", "client", "idp_ca"}
+	stateNames    = [clientStates]string{"unknown", "idle", "ok", "failing", "refused", "throttled", "no_secret"}
+	kindNames     = [storeKinds]string{"unknown", "memory", "bolt", "redis"}
+	answerNames   = [answers]string{"unknown", "yes", "no"}
+	obstacleNames = [obstacles]string{"unknown", "not_made", "not_shown", "not_accepted"}
+	useNames      = [certificateUses]string{"unknown", "listener", "callers_ca", "client", "idp_ca"}
 )
 
 func (c Cause) String() string { return causeNames[c] }
@@ -159,6 +160,29 @@ func (u CertificateUse) MarshalText() ([]byte, error) { return []byte(u.String()
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (u *CertificateUse) UnmarshalText(text []byte) error {
 	*u = parsed(useNames[:], string(text), UnknownUse)
+	return nil
+}
+
+// Obstacle is what a key that the broker makes waits for.
+type Obstacle uint8
+
+// The obstacles.
+const (
+	UnknownObstacle Obstacle = iota
+	KeyNotMade               // no replica has made it
+	KeyNotShown              // the document at the client's URL does not contain it
+	KeyNotAccepted           // the IdP has issued no token for it
+	obstacles
+)
+
+func (o Obstacle) String() string { return obstacleNames[o] }
+
+// MarshalText implements encoding.TextMarshaler.
+func (o Obstacle) MarshalText() ([]byte, error) { return []byte(o.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (o *Obstacle) UnmarshalText(text []byte) error {
+	*o = parsed(obstacleNames[:], string(text), UnknownObstacle)
 	return nil
 }
 

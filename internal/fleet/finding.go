@@ -62,6 +62,7 @@ const (
 	SecretPending  = "secret-pending"
 	SecretsDiffer  = "secrets-differ"
 	SourceFailing  = "secret-source-failing"
+	KeyOverdue     = "key-overdue"
 
 	RingDiffers       = "ring-differs"
 	RingRollout       = "ring-rollout"
@@ -103,6 +104,10 @@ const (
 	KeysLimit = 30 * time.Minute
 	// PendingLimit is how long a version of a secret may wait for its activation.
 	PendingLimit = time.Hour
+	// KeyLimit is how long a step of a key that the broker makes may be due, unless a share
+	// (KeyShare) of the time for which a key is published before its use is shorter.
+	KeyLimit = time.Hour
+	KeyShare = 4
 	// LostMemory is how long lost lines of the audit log are reported.
 	LostMemory = time.Hour
 	// CertificateLimit is the time before the end of a certificate, unless a fifth of its
@@ -131,11 +136,12 @@ var rules = map[string]rule{
 	IdPRefuses:     {Critical, "Compare the client's audience, scopes and token URL with its registration at the IdP. `broker clients NAME` shows the error."},
 	IdPThrottles:   {Warning, "Check that no other program uses this client, and raise its limit at the IdP. The broker retries by itself."},
 	SecretInvalid:  {Critical, "Give the client the secret that the IdP expects: `broker secret rotate`, or replace the file. Do not retry by hand: the IdP may lock the client."},
-	SecretMissing:  {Critical, "Set the secret with `broker secret rotate`."},
+	SecretMissing:  {Critical, "Set the secret with `broker secret rotate`. For a key that the broker makes, `broker key list NAME` shows the URL that the IdP must read, and what fails there."},
 	SecretFallback: {Warning, "The IdP refuses the current version: rotate again, or roll back, before the version in use ends."},
 	SecretPending:  {Warning, "Activate the pending version, or retire it."},
 	SecretsDiffer:  {Warning, "Check that the replica named can read the store."},
 	SourceFailing:  {Warning, "Check the command, or Vault and the broker's login there: the log of that replica names the error. The value read before stays in use."},
+	KeyOverdue:     {Warning, "`broker key list NAME` shows the URL and what fails. Publish the document there, and check that the IdP reads that URL. The key in use stays until the new one works."},
 
 	RingDiffers:       {Critical, "Give all replicas the same file of sealing keys, and start those again that had another."},
 	RingRollout:       {Warning, "Give all replicas the same file of sealing keys before the next change of it: the broker reads the file without a restart."},

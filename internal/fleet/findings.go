@@ -225,7 +225,7 @@ func (f *findings) ofClient(m member, c *Client, outages map[outage]int) {
 func (f *findings) ofSecret(m member, c *Client) {
 	switch c.State {
 	case ClientNoSecret:
-		f.addf(SecretMissing, c.Name, m, c.Changed, "Client %s has no secret", c.Name)
+		f.ofMissing(m, c)
 	case ClientRefused:
 		f.addf(SecretInvalid, c.Name, m, c.Failed, "The IdP refuses the credentials of client %s", c.Name)
 	case ClientUnknown, ClientIdle, ClientOK, ClientFailing, ClientThrottled:
@@ -239,6 +239,19 @@ func (f *findings) ofSecret(m member, c *Client) {
 	if !c.Pending.IsZero() && m.now.Sub(c.Pending) > PendingLimit {
 		f.addf(SecretPending, c.Name, m, c.Pending, "A new secret of client %s has been pending for %s", c.Name, Span(m.now.Sub(c.Pending)))
 	}
+	if c.State != ClientNoSecret && c.Key.Overdue(m.now) {
+		f.addf(KeyOverdue, c.Name, m, c.Key.Due, "The key of client %s cannot be replaced: %s", c.Name, waiting[c.Key.Obstacle])
+	}
+}
+
+// ofMissing reports a client without a secret. Its first key has the same obstacles as the
+// later ones.
+func (f *findings) ofMissing(m member, c *Client) {
+	if c.Key == nil {
+		f.addf(SecretMissing, c.Name, m, c.Changed, "Client %s has no secret", c.Name)
+		return
+	}
+	f.addf(SecretMissing, c.Name, m, c.Key.Due, "Client %s has no key in use: %s", c.Name, waiting[c.Key.Obstacle])
 }
 
 // ofFetch reports a failing client. An IdP that cannot be reached is one finding for all

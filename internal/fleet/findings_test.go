@@ -135,6 +135,18 @@ func faults() []fault {
 		}, fleet.SecretInvalid, "The IdP refuses the new secret of client", ago(time.Minute)},
 		{"source fails", func(w *world) { w.b().Clients[0].SourceFailing = ago(3 * time.Minute) }, fleet.SourceFailing, "The secret of client orders cannot be read from its source", ago(3 * time.Minute)},
 		{"pending", func(w *world) { w.b().Clients[0].Pending = ago(61 * time.Minute) }, fleet.SecretPending, "pending for 61m", ago(61 * time.Minute)},
+		{"key not shown", func(w *world) {
+			w.everywhere(func(r *fleet.Record) {
+				r.Clients[0].Key = &fleet.Key{Due: ago(61 * time.Minute), PublishBefore: 24 * time.Hour, Obstacle: fleet.KeyNotShown}
+			})
+		}, fleet.KeyOverdue, "The key of client orders cannot be replaced: the document at its URL does not contain the next one.", ago(61 * time.Minute)},
+		{"key not accepted", func(w *world) {
+			w.b().Clients[0].Key = &fleet.Key{Due: ago(16 * time.Minute), PublishBefore: time.Hour, Obstacle: fleet.KeyNotAccepted}
+		}, fleet.KeyOverdue, "client orders cannot be replaced: the IdP has issued no token for the next one (on 1 of 3 replicas: b).", ago(16 * time.Minute)},
+		{"first key not shown", func(w *world) {
+			w.self.Clients[2].State = fleet.ClientNoSecret
+			w.self.Clients[2].Key = &fleet.Key{Due: ago(2 * time.Hour), PublishBefore: time.Hour, Obstacle: fleet.KeyNotShown}
+		}, fleet.SecretMissing, "Client unused has no key in use: the document at its URL does not contain", ago(2 * time.Hour)},
 		{"secrets differ", func(w *world) { w.b().Clients[0].Generation = 1 }, fleet.SecretsDiffer, "client orders has not reached b", ago(time.Hour)},
 		{"other ring: unopened", func(w *world) { w.view.Members[1] = fleet.Member{Presence: fleet.Sealed} }, fleet.RingDiffers, "1 replica writes its status with sealing keys that this replica does not have", now},
 		{"other ring: primary", func(w *world) {
@@ -268,6 +280,10 @@ func TestSettlingIsNoFinding(t *testing.T) {
 			w.view.Members[0].Replica.Started = ago(10 * time.Minute)
 		},
 		"rotation": func(w *world) { w.self.Clients[0].Generation, w.self.Clients[0].Changed = 3, ago(30*time.Second) },
+		"key that is due since a while": func(w *world) {
+			w.self.Clients[0].Key = &fleet.Key{Due: ago(59 * time.Minute), PublishBefore: 24 * time.Hour, Obstacle: fleet.KeyNotShown}
+			w.self.Clients[1].Key = &fleet.Key{Due: ago(14 * time.Minute), PublishBefore: time.Hour, Obstacle: fleet.KeyNotAccepted}
+		},
 		"just started": func(w *world) {
 			w.self.Replica.Started = ago(5 * time.Second)
 			w.self.Revocations = fleet.Revocations{}

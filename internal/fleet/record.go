@@ -183,6 +183,24 @@ type Client struct {
 	// SourceFailing is since when the place where another program keeps the secret cannot be
 	// read.
 	SourceFailing time.Time `json:"source_failing,omitzero"`
+	// Key is the delay of a key that the broker makes. Nil: the client has no such key, or
+	// no step of it is due. Such a key is never Pending, because nobody must activate it.
+	Key *Key `json:"key,omitempty"`
+}
+
+// Key is the delay of a key that the broker makes.
+type Key struct {
+	// Due is since when a step of the key is due.
+	Due time.Time `json:"due"`
+	// PublishBefore is how long a key is published before its use.
+	PublishBefore time.Duration `json:"publish_before"`
+	// Obstacle is what the key waits for.
+	Obstacle Obstacle `json:"obstacle"`
+}
+
+// Overdue reports whether the step is late enough for a finding.
+func (k *Key) Overdue(now time.Time) bool {
+	return k != nil && now.Sub(k.Due) > min(KeyLimit, k.PublishBefore/KeyShare)
 }
 
 // Certificate is a certificate with its validity.
@@ -248,7 +266,7 @@ func troubledFirst(a, b Client) int {
 
 // troubled reports whether a finding may be about the client.
 func (c *Client) troubled() bool {
-	return c.State > ClientOK || !c.Fallback.IsZero() || !c.Pending.IsZero() || !c.SourceFailing.IsZero()
+	return c.State > ClientOK || !c.Fallback.IsZero() || !c.Pending.IsZero() || !c.SourceFailing.IsZero() || c.Key != nil
 }
 
 // Decode reads a record that Encode wrote, of this version of the broker or of another.

@@ -22,6 +22,12 @@ var (
 		FewReplicas:    "it has too few replicas",
 		NoRights:       "the broker's user lacks a permission",
 	}
+	waiting = [obstacles]string{
+		UnknownObstacle: "the log of the replica says why",
+		KeyNotMade:      "no replica has made the next one",
+		KeyNotShown:     "the document at its URL does not contain the next one",
+		KeyNotAccepted:  "the IdP has issued no token for the next one",
+	}
 	certificates = [certificateUses]string{
 		UnknownUse:      "The certificate",
 		ListenerUse:     "The broker's own certificate",

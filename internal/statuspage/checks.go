@@ -27,7 +27,7 @@ func checksOf(findings []fleet.Finding) []check {
 		{"store", []string{fleet.StoreAway, fleet.StoreShardAway, fleet.StoreReadOnly, fleet.StoreFull, fleet.StoreRefuses, fleet.StoreEvicts, fleet.StoreVolatile}},
 		{"sealing keys", []string{fleet.RingDiffers, fleet.RingRollout}},
 		{"revocations", []string{fleet.RevocationsNotLoaded, fleet.RevocationsOld}},
-		{"clients", []string{fleet.IdPDown, fleet.IdPRefuses, fleet.IdPThrottles, fleet.SecretInvalid, fleet.SecretMissing, fleet.SecretFallback, fleet.SecretPending, fleet.SecretsDiffer}},
+		{"clients", []string{fleet.IdPDown, fleet.IdPRefuses, fleet.IdPThrottles, fleet.SecretInvalid, fleet.SecretMissing, fleet.SecretFallback, fleet.SecretPending, fleet.SecretsDiffer, fleet.KeyOverdue}},
 		{"issuers", []string{fleet.KeysOld, fleet.KeysUnusable}},
 		{"certificates", []string{fleet.CertificateEnding, fleet.CertificateEnded, fleet.CertificateRejected}},
 		{"audit", []string{fleet.AuditFailing, fleet.AuditLost}},

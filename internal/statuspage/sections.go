@@ -157,7 +157,7 @@ func clientWords(state fleet.ClientState) string {
 // client returns how well a client works: as the worst finding about it or its IdP says,
 // and otherwise by its state, since another replica may still obtain tokens for it.
 func (r *reader) client(c *fleet.FleetClient) level {
-	worst := r.found(c.Name, fleet.IdPRefuses, fleet.IdPThrottles, fleet.SecretInvalid, fleet.SecretMissing, fleet.SecretFallback, fleet.SecretPending, fleet.SecretsDiffer)
+	worst := r.found(c.Name, fleet.IdPRefuses, fleet.IdPThrottles, fleet.SecretInvalid, fleet.SecretMissing, fleet.SecretFallback, fleet.SecretPending, fleet.SecretsDiffer, fleet.KeyOverdue)
 	switch {
 	case worst != plain:
 		return worst
