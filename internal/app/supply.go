@@ -27,7 +27,7 @@ func (s *setup) supplied(name string, cfg *config.Client, old *secretsource.Sour
 	if before := s.before.config.Clients[name]; old != nil && reflect.DeepEqual(before.Secret, cfg.Secret) {
 		return old, nil
 	}
-	encoded, err := json.Marshal(cfg.Secret)
+	encoded, err := json.Marshal(cfg.Secret) //nolint:musttag // only its digest is used
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (p *Probe) readSource(ctx context.Context, name string) (string, error) {
 	if _, err := set.Supply(ctx, value); err != nil {
 		return "", err
 	}
-	found := fmt.Sprintf("%s has a secret", client.Supplied.Name)
+	found := client.Supplied.Name + " has a secret"
 	if value.Version != "" {
 		found += ", " + value.Version
 	}
