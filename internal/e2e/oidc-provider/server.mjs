@@ -16,6 +16,8 @@
 // Controls, below /control: POST with a JSON body
 //   rotate     {keep: bool, alg?: "RS256"}: sign with new keys, of one or all
 //              algorithms; the old ones stay published if keep
+//   register   {id, jwks_uri, seconds}: a client whose ES256 keys it reads at a URL, and
+//              reads again when it has kept them for so many seconds
 //   lifetime   {seconds}
 //   delay      {ms}: the token endpoint waits
 //   fail       {times, status, error?, retryAfter?}: the next token requests fail
@@ -121,6 +123,17 @@ const aliases = MTLS ? {
   mtls_endpoint_aliases: { token_endpoint: `${MTLS}/token`, introspection_endpoint: `${MTLS}/token/introspection` },
 } : {};
 
+// The clients whose keys are read at a URL, with the seconds for which the keys are kept.
+const reading = new Map();
+
+// keepBriefly ends what oidc-provider keeps of a jwks_uri before its own minimum of a minute.
+const keepBriefly = async (provider) => {
+  for (const [id, { seconds }] of reading) {
+    const { asymmetricKeyStore: keys } = await provider.Client.find(id);
+    if (keys.freshUntil) keys.freshUntil = Math.min(keys.freshUntil, Date.now() / 1000 + seconds);
+  }
+};
+
 const fresh = () => ({ lifetime: Number(LIFETIME), delay: 0, fail: { times: 0 }, failJWKS: { times: 0 }, paths: {}, auth: {} });
 let controls = fresh();
 
@@ -137,7 +150,13 @@ const resources = {
 
 const newProvider = () => {
   const provider = new Provider(issuer, {
-    clients: [...state.clients.map(({ private_key, ...client }) => client), ...certified()],
+    clients: [
+      ...state.clients.map(({ private_key, ...client }) => client),
+      ...certified(),
+      ...[...reading.values()].map(({ client }) => client),
+    ],
+    // Without the dispatcher, which refuses loopback.
+    fetch: (url, { dispatcher, ...options }) => fetch(url, options),
     discovery: aliases,
     jwks: { keys: state.keys },
     scopes: ['read', 'write'],
@@ -172,6 +191,7 @@ const newProvider = () => {
     ttl: { ClientCredentials: (ctx, token) => token.resourceServer?.accessTokenTTL ?? controls.lifetime },
   });
   provider.use(async (ctx, next) => {
+    await keepBriefly(provider);
     await next();
     if (ctx.path !== '/token') return;
     const { client_secret, client_assertion } = ctx.oidc?.params ?? {};
@@ -192,8 +212,23 @@ const rotate = async ({ keep, alg }) => {
   serve = newProvider();
 };
 
+const register = ({ id, jwks_uri, seconds }) => {
+  const client = {
+    client_id: id,
+    jwks_uri,
+    token_endpoint_auth_method: 'private_key_jwt',
+    token_endpoint_auth_signing_alg: 'ES256',
+    grant_types: ['client_credentials'],
+    response_types: [],
+    redirect_uris: [],
+  };
+  reading.set(id, { client, seconds });
+  serve = newProvider();
+};
+
 const changes = {
   rotate,
+  register,
   lifetime: ({ seconds }) => { controls.lifetime = seconds; },
   delay: ({ ms }) => { controls.delay = ms; },
   fail: (failure) => { controls.fail = failure; },
