@@ -7,6 +7,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/cezzis/tokenbroker/internal/broker"
+	"github.com/cezzis/tokenbroker/internal/fleet"
 	"github.com/cezzis/tokenbroker/internal/policy"
 )
 
@@ -51,6 +52,9 @@ func (a *App) OpenBackup(client string, backup []byte) ([]byte, error) {
 
 // Broker makes the decisions of the App.
 func (a *App) Broker() *broker.Broker { return a.parts.broker }
+
+// Status is the status that this replica publishes.
+func (a *App) Status() fleet.Record { return a.status.record() }
 
 // CloseOps breaks the ops listener.
 func (a *App) CloseOps() { _ = a.listen.ops.Close() }

@@ -172,7 +172,7 @@ func callerAuthorities(authorities []certs.Authority) (all []fleet.Certificate) 
 func (s *statusSource) client(c *broker.ClientStatus, now time.Time) fleet.Client {
 	one := fleet.Client{
 		Name: fleet.Name(c.Name), State: clientStates[c.State], Success: c.LastSuccess,
-		Generation: c.Generation, Fallback: s.since.Since("fallback "+c.Name, c.Fallback, now),
+		Generation: c.Generation, Changed: s.since.Changed("generation "+c.Name, c.Generation, now), Fallback: s.since.Since("fallback "+c.Name, c.Fallback, now),
 	}
 	if !c.LastFailure.IsZero() {
 		one.Failed, one.Failure, one.Resolved = c.LastFailure, causes[c.FailureClass], c.Resolved

@@ -2,11 +2,14 @@ package app_test
 
 import (
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -48,6 +51,35 @@ func expectFindings(t *testing.T, r *reloadable, want ...string) {
 		}
 		return nil
 	})
+}
+
+// A key that is only published is a change that other replicas may not have read yet, and
+// says what it waits for.
+func TestStatusOfAKeyThatIsNotShown(t *testing.T) {
+	t.Parallel()
+	empty := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"keys":[]}`)) }))
+	t.Cleanup(empty.Close)
+	ring := filepath.Join(t.TempDir(), "ring")
+	testkit.WriteFile(t, ring, string(sealed.GenerateRing().Reveal()))
+	begun := time.Now()
+	r := startReloadable(t, devIDP(t), everybody+
+		fmt.Sprintf("clients: {orders: {issuer: %q, client_id: abc, auth: private_key_jwt, key: {rotate_every: 1h, publish_before: 1m, url: %q}}}\n", idpIssuer, empty.URL+"/jwks.json")+
+		fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "db"), "file:"+ring))
+	var one fleet.Client
+	testkit.Eventually(t, "a key waits for its publication", func() bool {
+		one = r.Status().Clients[0]
+		return one.Key != nil
+	})
+	if one.Key.Obstacle != fleet.KeyNotShown || one.Key.PublishBefore != time.Minute || one.Key.Due.Before(begun.Add(-time.Second)) || !one.Pending.IsZero() {
+		t.Errorf("%+v of %+v", one.Key, one)
+	}
+	if one.Generation == 0 || one.Changed.Before(begun) {
+		t.Errorf("generation %d, changed %v, want a time after %v", one.Generation, one.Changed, begun)
+	}
+	expectFindings(t, r, fleet.SecretMissing)
+	if got := fleetStatus(t, r).GetFindings()[0].GetMessage(); !strings.Contains(got, "the document at its URL does not contain the next one") {
+		t.Error(got)
+	}
 }
 
 func TestStatusOfAFleet(t *testing.T) {

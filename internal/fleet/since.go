@@ -5,11 +5,35 @@ import (
 	"time"
 )
 
-// Tracker remembers since when conditions hold that their parts do not time themselves. It
+// Tracker remembers since when conditions hold, and when counts changed, that their parts do not time themselves. It
 // is safe for concurrent use. The zero value is ready.
 type Tracker struct {
 	mu    sync.Mutex
 	since map[string]time.Time
+	last  map[string]seenCount
+}
+
+// seenCount is a count, and when it was first seen. Zero: it was there from the beginning.
+type seenCount struct {
+	count uint64
+	at    time.Time
+}
+
+// Changed returns when a count was last seen to change; zero if it was not.
+func (t *Tracker) Changed(name string, count uint64, now time.Time) time.Time {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.last == nil {
+		t.last = map[string]seenCount{}
+	}
+	before, known := t.last[name]
+	switch {
+	case !known:
+		t.last[name] = seenCount{count: count}
+	case before.count != count:
+		t.last[name] = seenCount{count, now}
+	}
+	return t.last[name].at
 }
 
 // Since returns when the condition was first seen to hold, without a break until now; zero
