@@ -127,6 +127,39 @@ func TestSupply_oneReplicaReads(t *testing.T) {
 	})
 }
 
+// Operators cannot change a secret that has a source, which would undo the change.
+func TestSupply_refusesOperators(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := &keeper{value: "one"}
+		f := startFed(t, k)
+		f.takes("one", "two", "three")
+		time.Sleep(6 * time.Second)
+		k.keeps("two", nil)
+		time.Sleep(70 * time.Second)
+		rotator := rotation.New(f.all[0], nil)
+		current := f.all[0].LocalClients(time.Now())[0].Versions[0].ID
+		for name, change := range map[string]func() error{
+			"rotate": func() error {
+				_, err := rotator.Rotate(t.Context(), policy.Self(), rotationTo("three"))
+				return err
+			},
+			"activate": func() error {
+				_, err := rotator.Activate(t.Context(), policy.Self(), current, rotation.Change{Client: "orders", Request: "activate"})
+				return err
+			},
+			"roll back": func() error {
+				_, err := rotator.Rollback(t.Context(), policy.Self(), rotation.Change{Client: "orders", Request: "back"})
+				return err
+			},
+		} {
+			if err := change(); err == nil || !strings.Contains(err.Error(), "exec:/bin/keeper") {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		f.expectSecrets("two:current one:previous")
+	})
+}
+
 // A value may return to an older one, current again after it is proved.
 func TestSupply_returnsToAnOlderValue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
