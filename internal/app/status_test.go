@@ -2,8 +2,6 @@ package app_test
 
 import (
 	"fmt"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -57,13 +55,11 @@ func expectFindings(t *testing.T, r *reloadable, want ...string) {
 // says what it waits for.
 func TestStatusOfAKeyThatIsNotShown(t *testing.T) {
 	t.Parallel()
-	empty := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"keys":[]}`)) }))
-	t.Cleanup(empty.Close)
 	ring := filepath.Join(t.TempDir(), "ring")
 	testkit.WriteFile(t, ring, string(sealed.GenerateRing().Reveal()))
 	begun := time.Now()
 	r := startReloadable(t, devIDP(t), everybody+
-		fmt.Sprintf("clients: {orders: {issuer: %q, client_id: abc, auth: private_key_jwt, key: {rotate_every: 1h, publish_before: 1m, url: %q}}}\n", idpIssuer, empty.URL+"/jwks.json")+
+		fmt.Sprintf("clients: {orders: {issuer: %q, client_id: abc, auth: private_key_jwt, key: {rotate_every: 1h, publish_before: 1m, url: %q}}}\n", idpIssuer, idpIssuer+"/no-such-document")+
 		fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(t.TempDir(), "db"), "file:"+ring))
 	var one fleet.Client
 	testkit.Eventually(t, "a key waits for its publication", func() bool {
