@@ -136,7 +136,7 @@ var rules = map[string]rule{
 	IdPRefuses:     {Critical, "Compare the client's audience, scopes and token URL with its registration at the IdP. `broker clients NAME` shows the error."},
 	IdPThrottles:   {Warning, "Check that no other program uses this client, and raise its limit at the IdP. The broker retries by itself."},
 	SecretInvalid:  {Critical, "Give the client the secret that the IdP expects: `broker secret rotate`, or replace the file. Do not retry by hand: the IdP may lock the client."},
-	SecretMissing:  {Critical, "Set the secret with `broker secret rotate`. For a key that the broker makes, `broker key list NAME` shows the URL that the IdP must read, and what fails there."},
+	SecretMissing:  {Critical, "Set the secret with `broker secret rotate`."},
 	SecretFallback: {Warning, "The IdP refuses the current version: rotate again, or roll back, before the version in use ends."},
 	SecretPending:  {Warning, "Activate the pending version, or retire it."},
 	SecretsDiffer:  {Warning, "Check that the replica named can read the store."},

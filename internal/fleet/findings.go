@@ -57,7 +57,7 @@ func (f *findings) addf(id string, subject Name, m member, since time.Time, form
 		since = m.now
 	}
 	since = since.Add(-m.clock)
-	key := id + "\x00" + string(subject)
+	key := keyOf(id, subject)
 	if i, ok := f.at[key]; ok {
 		before := &f.all[i]
 		if before.Replicas[len(before.Replicas)-1] != m.replica.ID {
@@ -71,6 +71,8 @@ func (f *findings) addf(id string, subject Name, m member, since time.Time, form
 	f.at[key] = len(f.all)
 	f.all = append(f.all, newFinding(id, subject, []Name{m.replica.ID}, since, fmt.Sprintf(format, args...)))
 }
+
+func keyOf(id string, subject Name) string { return id + "\x00" + string(subject) }
 
 // addFleetf reports a finding that follows from the comparison of replicas.
 func (f *findings) addFleetf(id string, subject Name, since time.Time, format string, args ...any) {
@@ -245,13 +247,14 @@ func (f *findings) ofSecret(m member, c *Client) {
 }
 
 // ofMissing reports a client without a secret. Its first key has the same obstacles as the
-// later ones.
+// later ones, and the same action.
 func (f *findings) ofMissing(m member, c *Client) {
 	if c.Key == nil {
 		f.addf(SecretMissing, c.Name, m, c.Changed, "Client %s has no secret", c.Name)
 		return
 	}
 	f.addf(SecretMissing, c.Name, m, c.Key.Due, "Client %s has no key in use: %s", c.Name, waiting[c.Key.Obstacle])
+	f.all[f.at[keyOf(SecretMissing, c.Name)]].Action = rules[KeyOverdue].action
 }
 
 // ofFetch reports a failing client. An IdP that cannot be reached is one finding for all

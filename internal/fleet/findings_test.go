@@ -246,6 +246,19 @@ func TestEachFaultIsExactlyItsFinding(t *testing.T) {
 	}
 }
 
+// "broker secret rotate" is refused for a client whose key the broker makes.
+func TestActionOfAMissingSecret(t *testing.T) {
+	for name, want := range map[string]string{"no secret": "broker secret rotate", "first key not shown": "broker key list"} {
+		all := faults()
+		i := slices.IndexFunc(all, func(one fault) bool { return one.name == name })
+		w := healthy()
+		all[i].inject(w)
+		if got := w.findings()[0].Action; !strings.Contains(got, want) || strings.Count(got, "broker ") != 1 {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
 func TestFaultsDoNotHideEachOther(t *testing.T) {
 	for _, fault := range faults() {
 		if fault.id == fleet.AuditFailing {
