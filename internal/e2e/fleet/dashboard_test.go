@@ -47,20 +47,23 @@ func startObserved(t *testing.T) []*harness.Broker {
 	}
 	idp := harness.SimpleIdP(t, time.Hour)
 	redis := redistest.Start(t, redisOptions())
-	mutual := fmt.Sprintf("  mutual: {token_url: \"https://127.0.0.1:1/token\", client_id: abc, auth: tls_client_auth, tls: {ca: %[1]s/ca.crt, cert: %[1]s/demo.crt, key: %[1]s/demo.key}}\n", dir)
+	others := fmt.Sprintf("  mutual: {token_url: \"https://127.0.0.1:1/token\", client_id: abc, auth: tls_client_auth, tls: {ca: %[1]s/ca.crt, cert: %[1]s/demo.crt, key: %[1]s/demo.key}}\n", dir) +
+		"  printed: {token_url: \"https://127.0.0.1:1/token\", client_id: abc, secret: {exec: {command: [/bin/echo, secret], every: 10s}}}\n" +
+		"  made: {token_url: \"https://127.0.0.1:1/token\", client_id: abc, auth: private_key_jwt, key: {}}\n"
 	config := `
 callers: [{name: demo, spiffe_id: "spiffe://example.com/demo", roles: [all]}]
 roles: {all: {get: [{client: orders, audiences: ["*"]}], verify: [{issuer: "*", audiences: ["*"]}]}}
 audit: {file: /dev/null}
 tracing: {endpoint: "http://127.0.0.1:1"} # the collector is away
-` + redisConfig(t, "", redis.Addr()) + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}) + mutual +
+` + redisConfig(t, "", redis.Addr()) + harness.ClientsConfig(t, map[string]*harness.CountingIdP{"orders": idp}) + others +
 		fmt.Sprintf("issuers: [{issuer: %q, audiences: [%q], introspection: {client: orders}}]\n", idp.Issuer(), idp.Client.Audiences[0])
 	var fleet []*harness.Broker
 	for range 2 {
 		b := &harness.Broker{Grpc: harness.FreeAddress(t), Ops: harness.FreeAddress(t)}
 		web := harness.FreeAddress(t)
 		b.File = harness.WriteFile(t, "broker.yaml", fmt.Sprintf(
-			"listen: {grpc: %q, http: %q, ops: %q, tls: {cert: %[4]s/broker.crt, key: %[4]s/broker.key, client_ca: %[4]s/ca.crt}}\n", b.Grpc, web, b.Ops, dir)+config)
+			"listen: {grpc: %q, http: %q, ops: %q, public_keys: {address: %q, url: \"https://127.0.0.1:1\"}, tls: {cert: %[5]s/broker.crt, key: %[5]s/broker.key, client_ca: %[5]s/ca.crt}}\n",
+			b.Grpc, web, b.Ops, harness.FreeAddress(t), dir)+config)
 		b.Launch(t, "broker")
 		fleet = append(fleet, b)
 		use := identity(t, dir)
