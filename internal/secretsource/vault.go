@@ -219,7 +219,8 @@ func (v *Vault) read(ctx context.Context) (Value, error) {
 	field, given := got.Data.Data[v.cfg.Field]
 	var text string
 	switch {
-	case decoded && (meta.Destroyed || meta.Deleted != ""):
+	// A version with delete_version_after has its deletion_time before it is deleted.
+	case isStatus && decoded && (meta.Destroyed || meta.Deleted != ""):
 		return Value{}, fmt.Errorf("%s: version %d of %s is deleted: undelete it, or write a new version", v.cfg.Address, meta.Version, name)
 	case isStatus:
 		return Value{}, fmt.Errorf("%s: there is no secret %s: check mount and path, which do not contain data/", v.cfg.Address, name)

@@ -272,6 +272,13 @@ func TestVaultReportsFailures(t *testing.T) {
 	}
 }
 
+// A secret engine with delete_version_after names the time of the deletion in advance.
+func TestVaultVersionThatWillBeDeleted(t *testing.T) {
+	v := newVault(t)
+	v.body = `{"data":{"data":{"client_secret":"one"},"metadata":{"version":1,"deletion_time":"2126-11-30T00:00:00Z","destroyed":false}}}`
+	expect(t, secretsource.NewVault(v.config(t)), "one", "version 1")
+}
+
 // After an outage the next read continues with the newest version, without a new login.
 func TestVaultAfterAnOutage(t *testing.T) {
 	v := newVault(t)
