@@ -15,7 +15,7 @@ import (
 // balancerName is the load balancing policy of this package's clients.
 const balancerName = "tokenbroker_prefer_serving"
 
-//nolint:gochecknoinits // gRPC finds policies by name, among those that were registered before the first use
+//nolint:gochecknoinits // gRPC finds policies by name, and they must be registered before the first use
 func init() { balancer.Register(preferServing{}) }
 
 // preferServing builds a policy that uses all replicas that report serving, in

@@ -13,8 +13,8 @@ import (
 // completionTimeout bounds the call for a completion: a person waits for it.
 const completionTimeout = time.Second
 
-// completeClients completes names of clients as the arguments from first to last. The names
-// are those that the caller may list. If the broker does not respond, there is none.
+// completeClients completes names of clients as the arguments from first to last. It
+// knows the names that the caller may list, and none if the broker does not respond.
 func (c *connection) completeClients(cmd *cobra.Command, first, last int) {
 	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, _ string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		switch {

@@ -237,7 +237,7 @@ const (
 	defaultOps  = "127.0.0.1:9090"
 )
 
-// addresses are those of the listeners; "off" is none.
+// addresses has the address of each listener; "off" is none.
 type addresses struct{ grpc, http, ops string }
 
 // listen returns the addresses of the options. In place of a default address that is in use

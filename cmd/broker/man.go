@@ -26,7 +26,7 @@ func newMan() *cobra.Command {
 	}
 }
 
-// writeManual writes the page of a command, and those of its subcommands, into a directory.
+// writeManual writes the pages of a command and its subcommands into a directory.
 func writeManual(cmd *cobra.Command, dir string) error {
 	cmd.InitDefaultHelpFlag()
 	cmd.InitDefaultVersionFlag()

@@ -82,8 +82,8 @@ type Event struct {
 
 	// Client is the configured name of an OAuth client.
 	Client string
-	// Audiences, Resources and Scopes are those of the request, including defaults.
-	// GrantedScopes are those of the token.
+	// Audiences, Resources and Scopes were requested, by the caller or by default. The token
+	// has GrantedScopes.
 	Audiences, Resources, Scopes, GrantedScopes []string
 	// TokenSHA256 is the digest of the token. Zero: no token.
 	TokenSHA256 [32]byte

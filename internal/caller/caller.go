@@ -1,5 +1,5 @@
 // Package caller identifies the callers of all APIs, by certificate, JWT, Unix user or
-// listener, and enforces their limits and those of unidentified clients.
+// listener, and enforces the limits of callers and of unidentified clients.
 package caller
 
 import (

@@ -21,7 +21,7 @@ const Authorization = "Authorization"
 
 // Upstream describes the token that a gateway sends to the service behind it, in place of
 // the token that it received. Only the configuration of the broker names the client, the
-// audience and the scopes: a gateway could be made to pass on those of a request.
+// audience and the scopes: a gateway could pass on what a request names.
 type Upstream struct {
 	// Name identifies the entry in the configuration.
 	Name string

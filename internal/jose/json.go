@@ -201,7 +201,7 @@ func (o Object) get(name string) jsontext.Value {
 // IsNull reports whether the named member is null. It is false for an absent member.
 func (o Object) IsNull(name string) bool { return o.get(name).Kind() == jsontext.KindNull }
 
-// WithoutNulls returns the object without those of the named members that are null.
+// WithoutNulls returns the object without the named members that are null.
 func (o Object) WithoutNulls(names ...string) Object {
 	if !slices.ContainsFunc(names, o.IsNull) {
 		return o

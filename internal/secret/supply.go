@@ -32,8 +32,8 @@ func (h History) Supply(v Version, by string, drop bool, now time.Time) (History
 	return next.Stage(v, by, now)
 }
 
-// withValue adds the value of a version that is recorded without it, as those that come
-// from a [Source] are.
+// withValue adds the value of a version that is recorded without it, as each
+// version from a [Source] is.
 func (h History) withValue(v Version) History {
 	next := h.next()
 	for i := range next.Versions {

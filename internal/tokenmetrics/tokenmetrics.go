@@ -30,8 +30,8 @@ type Metrics struct {
 	verified          *prometheus.CounterVec                  // parent of those
 }
 
-// Avoided counts requests to IdPs that were not necessary, besides those that memory
-// avoided.
+// Avoided counts requests to IdPs that were not necessary. Requests that memory made
+// unnecessary are not counted.
 type Avoided struct {
 	Shared  atomic.Uint64 // another replica had fetched the token
 	Joined  atomic.Uint64 // the request waited for a fetch in progress
