@@ -181,10 +181,10 @@ func TestMetricsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = c.Verify(t.Context(), token.AccessToken()) // whatever it says is counted
-	for _, served = read(t, "http://"+broker.OpsAddr()+"/metrics"); !strings.Contains(served, "\ntokenbroker_secret_source_read_timestamp_seconds{"); {
-		time.Sleep(10 * time.Millisecond) // the source is read in the background
+	testkit.Eventually(t, "the source is read in the background", func() bool {
 		_, served = read(t, "http://"+broker.OpsAddr()+"/metrics")
-	}
+		return strings.Contains(served, "\ntokenbroker_secret_source_read_timestamp_seconds{")
+	})
 	names := map[string]bool{}
 	for _, line := range regexp.MustCompile(`(?m)^# TYPE ((?:tokenbroker|grpc)_\w+) `).FindAllStringSubmatch(served, -1) {
 		names[line[1]] = true

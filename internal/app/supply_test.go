@@ -1,8 +1,8 @@
 package app_test
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -22,24 +22,6 @@ import (
 	"github.com/cezzis/tokenbroker/internal/testkit"
 )
 
-// lockedBuffer collects a log.
-type lockedBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
 // A command that prints the secret gives the client its tokens, in memory and in a file. A
 // failure of it changes nothing.
 func TestExecSuppliesASecret(t *testing.T) {
@@ -57,7 +39,7 @@ func TestExecSuppliesASecret(t *testing.T) {
 				}
 				text += fmt.Sprintf("store: {bolt: %q, sealing_keys: %q}\n", filepath.Join(dir, "bolt"), "file:"+ring)
 			}
-			idp, log := devIDP(t), new(lockedBuffer)
+			idp, log := devIDP(t), new(testkit.Log)
 			served, err := app.New(parsed(t, text), app.Options{Logger: slog.New(slog.NewJSONHandler(log, nil)), Transport: idp.RoundTripper()})
 			if err != nil {
 				t.Fatal(err)
@@ -103,13 +85,12 @@ func TestExecSuppliesASecret(t *testing.T) {
 // awaitText waits until a text contains a part.
 func awaitText(t *testing.T, text func() string, part string) {
 	t.Helper()
-	deadline := time.Now().Add(time.Minute)
-	for !strings.Contains(text(), part) {
-		if time.Now().After(deadline) {
-			t.Fatalf("no %q in %s", part, text())
+	testkit.Succeeds(t, part, func() error {
+		if got := text(); !strings.Contains(got, part) {
+			return errors.New(got)
 		}
-		time.Sleep(50 * time.Millisecond)
-	}
+		return nil
+	})
 }
 
 // vaultServer imitates the documented HTTP API of Vault and OpenBao as far as this test needs
@@ -158,7 +139,7 @@ func TestVaultChangesUnderLoad(t *testing.T) {
 	text := strings.Replace(sampleText(t, 1), "issuers:", fmt.Sprintf(
 		"  kept: {issuer: %q, client_id: abc, audience: \"https://orders.example.com\", secret: {vault: {address: %q, path: orders, field: password, auth: jwt, auth_mount: token_of_test, role: broker, jwt_file: %q, every: 10s}}}\nissuers:",
 		idpIssuer, server.URL, jwt), 1)
-	idp, log := devIDP(t), new(lockedBuffer)
+	idp, log := devIDP(t), new(testkit.Log)
 	idp.SetSecrets("abc", redact.New("right"), redact.New("second"), redact.New("third"))
 	idp.SetLifetime(10 * time.Second)
 	// Only Vault is on the network.
